@@ -1,0 +1,126 @@
+"""What a killed run goes on from: sealed checkpoints inside a stage, and finished stages.
+
+    checkpoints/TRIAL/NN-STAGE/checkpoint-STEP/   the Trainer's own, good only once SEALED
+    checkpoints/TRIAL/NN-STAGE/finished/          weights, optimizer state by name, result
+    checkpoints/TRIAL/result.json                 the trial's scores
+
+Whatever is written under its final name is whole: folders are renamed into place, and a checkpoint
+of the Trainer's counts only with its seal, which lists every file and its size.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_model, save_model
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hfft.errors import InputError
+from hfft.optim import OptimizerState
+
+_SEAL = "SEALED"
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+class SealCallback(TrainerCallback):
+    """Seal each checkpoint once every process has written its share."""
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the seal."""
+        if args.world_size > 1:
+            dist.barrier()
+        if args.should_save:
+            folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
+            sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+            write_json(folder / _SEAL, {"processes": args.world_size, "files": sizes})
+
+
+class StageCheckpoints:
+    """The checkpoints of one stage.
+
+    Args:
+        folder: this stage's own folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._finished = folder / "finished"
+
+    def newest(self, processes: int) -> Path | None:
+        """Return the newest sealed checkpoint, or None.
+
+        Raises:
+            InputError: it was written by another number of processes.
+        """
+        found = [path for path in self.folder.glob("checkpoint-*") if _is_whole(path)]
+        if not found:
+            return None
+        newest = max(found, key=lambda path: int(path.name.rpartition("-")[2]))
+        written_by = json.loads((newest / _SEAL).read_text())["processes"]
+        if written_by != processes:
+            raise InputError(
+                f"--resume: {newest} was written by {written_by} processes, this run has "
+                f"{processes}; start {written_by}, or begin anew with --overwrite"
+            )
+        return newest
+
+    def discard_partial(self) -> None:
+        """Remove what a killed run left half-written."""
+        for path in self.folder.glob("checkpoint-*"):
+            if not _is_whole(path):
+                shutil.rmtree(path)
+
+    def result(self) -> dict[str, Any] | None:
+        """Return what the finished stage came to, or None if it isn't finished."""
+        path = self._finished / "result.json"
+        if not path.exists():
+            return None
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return result
+
+    def finish(self, model: nn.Module, optimizer: OptimizerState, result: dict[str, Any]) -> None:
+        """Keep what the next stage starts from; drop this stage's own checkpoints."""
+        partial = self.folder / "finished.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_model(model, str(partial / "model.safetensors"))
+        torch.save(optimizer, partial / "optimizer.pt")
+        write_json(partial / "result.json", result)
+        partial.rename(self._finished)
+        for path in self.folder.glob("checkpoint-*"):
+            shutil.rmtree(path)
+
+    def restore(self, model: nn.Module) -> OptimizerState:
+        """Load the finished stage's weights into a model; return the optimizer state."""
+        load_model(model, self._finished / "model.safetensors")
+        state: OptimizerState = torch.load(
+            self._finished / "optimizer.pt", map_location="cpu", weights_only=True
+        )
+        return state
+
+    def forget_weights(self) -> None:
+        """Free the disk once the next stage has finished; the result stays."""
+        for name in ("model.safetensors", "optimizer.pt"):
+            (self._finished / name).unlink(missing_ok=True)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        sizes = json.loads((checkpoint / _SEAL).read_text(encoding="utf-8"))["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False

@@ -1,0 +1,186 @@
+"""The verbs. `hfft --help` and `hfft tasks` import no torch: each verb loads what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from hfft.errors import InputError, RunFailedError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; return 0 when done, 1 when the run failed, 2 when the input is wrong."""
+    arguments = _parser().parse_args(argv)
+    debug = bool(os.environ.get("HFFT_DEBUG"))
+    _set_up_messages(debug)
+    try:
+        return int(arguments.verb(arguments) or 0)
+    except (InputError, RunFailedError) as error:
+        if debug:
+            traceback.print_exc()
+        elif _is_main_process():
+            messages = error.messages if isinstance(error, InputError) else [str(error)]
+            for message in messages:
+                print(f"hfft: {message}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print("hfft: interrupted; `--resume` goes on from the last checkpoint", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `hfft ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Fine-tune; print stages, scores and baselines."""
+    from hfft.report import result_report
+    from hfft.run import train as run
+
+    result = run(
+        arguments.config,
+        arguments.overrides,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+    )
+    if _is_main_process():
+        print(result_report(result.metrics, result.model_dir))
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    """Check everything without training; print groups and stages."""
+    from hfft import registry
+    from hfft.config import load_config
+    from hfft.plan import make_plan
+    from hfft.report import plan_report
+
+    config = load_config(
+        arguments.config, arguments.overrides, lambda name: registry.get(name).Options
+    )
+    print(plan_report(make_plan(config)))
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Print a model's scores on a split."""
+    from hfft.inference import evaluate as score
+    from hfft.inference import open_finished
+    from hfft.report import table
+
+    result = score(open_finished(arguments.model), arguments.data, arguments.split)
+    if arguments.json:
+        print(json.dumps(result, ensure_ascii=False))
+        return
+    print(f"{result['examples']} examples of {result['split']}\n")
+    print(table(("metric", "value"), result["metrics"].items()))
+    if rows := result["per_class"]:
+        print("\n" + table(tuple(rows[0]), [tuple(row.values()) for row in rows]))
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Print labelled scores for files or texts."""
+    from hfft.inference import open_finished
+    from hfft.inference import predict as label
+
+    for result in label(open_finished(arguments.model), arguments.inputs):
+        if arguments.json:
+            print(json.dumps(result, ensure_ascii=False), flush=True)
+        else:
+            scores = "  ".join(f"{s['label']} {s['score']:.4f}" for s in result["scores"])
+            print(f"{result['input']}: {scores}", flush=True)
+
+
+def push(arguments: argparse.Namespace) -> None:
+    """Upload a run's model to the Hub; print its address."""
+    from hfft.hub import push as upload
+
+    print(upload(Path(arguments.run), arguments.repo_id, private=not arguments.public))
+
+
+def tasks(arguments: argparse.Namespace) -> None:
+    """Print the registry, importing none of the tasks."""
+    from hfft.registry import entries
+
+    if arguments.json:
+        rows = [{"name": entry.name, "summary": entry.summary} for entry in entries().values()]
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    for entry in entries().values():
+        print(f"{entry.name:<24}{entry.summary}")
+
+
+def schema(_arguments: argparse.Namespace) -> None:
+    """Print the config's JSON Schema."""
+    from hfft import registry
+    from hfft.config import json_schema
+
+    options = {name: registry.get(name).Options for name in registry.entries()}
+    print(json.dumps(json_schema(options), indent=2))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hfft", description="Fine-tuning: a task, and a list of stages, in one YAML file."
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    def verb(name: str, help_: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=help_, description=help_)
+        added.set_defaults(verb=globals()[name])
+        return added
+
+    for name, help_ in (
+        ("train", "run a config; several processes: accelerate launch launch.py CONFIG"),
+        ("plan", "check a config without training: data, labels, layer groups, stages, steps"),
+    ):
+        added = verb(name, help_)
+        added.add_argument("config", metavar="CONFIG", help="a YAML file")
+        added.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="such as training.max_steps=10"
+        )
+        if name == "train":
+            added.add_argument("--resume", action="store_true", help="go on where a run stopped")
+            added.add_argument("--overwrite", action="store_true", help="replace the run there is")
+    added = verb("evaluate", "score a run's or a folder's model")
+    added.add_argument("model", metavar="RUN_OR_MODEL", help="a run folder or a model folder")
+    added.add_argument("--data", metavar="PATH", help="default: the run's own")
+    added.add_argument("--split", metavar="NAME", help="default: test, else validation")
+    added.add_argument("--json", action="store_true", help="print JSON")
+    added = verb("predict", "label files or texts")
+    added.add_argument("model", metavar="RUN_OR_MODEL", help="a run folder or a model folder")
+    added.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder or text")
+    added.add_argument("--json", action="store_true", help="print JSON Lines")
+    added = verb("push", "upload a run's model to the Hub, with its card")
+    added.add_argument("run", metavar="RUN", help="a finished run folder")
+    added.add_argument("repo_id", metavar="REPO_ID", help="user/name")
+    added.add_argument("--public", action="store_true", help="default: private")
+    added = verb("tasks", "list the tasks there are")
+    added.add_argument("--json", action="store_true", help="print JSON")
+    verb("schema", "print the config's JSON Schema, for editors")
+    return parser
+
+
+def _set_up_messages(debug: bool) -> None:
+    """Send our messages to standard error, and keep the libraries' chatter down."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("hfft").setLevel(
+        logging.DEBUG if debug else logging.INFO if _is_main_process() else logging.ERROR
+    )
+    if not debug:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        warnings.filterwarnings("ignore")
+        for library in ("torch.distributed", "accelerate", "huggingface_hub", "datasets"):
+            logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"

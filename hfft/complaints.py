@@ -1,0 +1,105 @@
+"""Pydantic's errors as lines a user can act on: the dotted path, what is wrong, the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return `; did you mean X?` for the nearest right name, or the names there are."""
+    names = sorted(names)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; there are: {', '.join(names)}" if len(names) <= 20 else ""
+
+
+def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> list[str]:
+    """Return one line an error, each with its dotted path below `prefix`."""
+    lines: dict[str, None] = {}
+    for item in error.errors():
+        location, section = _walk(model, item["loc"])
+        place = ".".join((*prefix, *location))
+        kind, context = item["type"], item.get("ctx", {})
+        if kind == "extra_forbidden":
+            hint = nearest(location[-1], section.model_fields)
+            lines[f"{place}: unknown key{hint}"] = None
+        elif kind == "missing":
+            lines[f"{place}: is missing"] = None
+        elif kind in ("union_tag_invalid", "literal_error"):
+            expected = [t.strip(" '") for t in re.split(r",| or ", _expected(context))]
+            given = context.get("tag", item["input"])
+            lines[f"{place}: {given!r} is none of its values{nearest(str(given), expected)}"] = None
+        elif kind == "value_error":
+            lines[f"{place}: {context['error']}" if place else str(context["error"])] = None
+        else:
+            lines[f"{place}: {item['msg']}, found {item['input']!r}"] = None
+    return list(lines)
+
+
+def _expected(context: Mapping[str, Any]) -> str:
+    return str(context.get("expected_tags") or context.get("expected") or "")
+
+
+def _walk(
+    model: type[BaseModel], location: tuple[int | str, ...]
+) -> tuple[list[str], type[BaseModel]]:
+    """Drop pydantic's union tags from an error's location; return the section it lies in."""
+    path: list[str] = []
+    section: type[BaseModel] | None = model
+    holder: type[BaseModel] = model
+    for part in location:
+        holder = section or holder
+        if isinstance(part, int):
+            path.append(str(part))
+            continue
+        if section is not None and part in section.model_fields:
+            path.append(part)
+            section = _section_of(section.model_fields[part].annotation, None)
+        elif (tagged := _section_of(_annotation(model, path), part)) is not None:
+            section = tagged
+        elif not _is_union_arm(part):
+            path.append(part)
+    return path, section or holder
+
+
+def _is_union_arm(part: str) -> bool:
+    return part.startswith(("literal[", "tuple[", "function-", "constrained-")) or part in (
+        "int",
+        "str",
+        "float",
+        "bool",
+    )
+
+
+def _annotation(model: type[BaseModel], path: list[str]) -> Any:
+    """Return the annotation of the field at the top of the path, where a tagged union stands."""
+    name = next((part for part in reversed(path) if not part.isdigit()), "")
+    return model.model_fields[name].annotation if name in model.model_fields else None
+
+
+def _section_of(annotation: Any, tag: str | None) -> type[BaseModel] | None:
+    """Find the section class inside an annotation; with a tag, the one of that `name`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        name = annotation.model_fields.get("name")
+        if tag is None or (name is not None and tag in typing.get_args(name.annotation)):
+            return annotation
+        return None
+    for argument in typing.get_args(annotation):
+        found = _section_of(argument, tag)
+        if found is not None and (tag is not None or _single(annotation)):
+            return found
+    return None
+
+
+def _single(annotation: Any) -> bool:
+    """Whether an annotation leads to one section only (not to a tagged union of several)."""
+    arguments = [a for a in typing.get_args(annotation) if a is not types.NoneType]
+    return sum(isinstance(a, type) and issubclass(a, BaseModel) for a in arguments) <= 1

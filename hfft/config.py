@@ -1,0 +1,421 @@
+"""The schema of the YAML file: what may be written, in which units, and what is said when it is wrong.
+
+Reading a config imports neither torch nor transformers unless the file has a `training:` section,
+whose keys are those of `transformers.TrainingArguments`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+
+from hfft.complaints import explain, nearest
+from hfft.errors import InputError
+
+# Fields of TrainingArguments that another part of the config or the command line already decides.
+SET_ELSEWHERE = {
+    "output_dir": "output_dir",
+    "seed": "seed",
+    "resume_from_checkpoint": "the flag --resume",
+    "push_to_hub": "hub",
+    "hub_model_id": "hub.repo_id",
+    "hub_private_repo": "hub.private",
+    "hub_token": "the environment variable HF_TOKEN",
+    "remove_unused_columns": "data.columns",
+    "do_train": "the verb hfft train",
+    "do_eval": "data.validation",
+    "do_predict": "data.test",
+}
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _named(value: object) -> object:
+    """Let `strategy: gradual` stand for `strategy: {name: gradual}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _name_or(reference: str) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [{"type": "string"}, {"$ref": f"#/$defs/{reference}"}]})
+
+
+class TaskConfig(BaseModel):
+    """What is learned. Keys other than the name are the task's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = Field(description="a registered task; `hfft tasks` lists them")
+
+
+class ModelConfig(Section):
+    """The source model, theta_s."""
+
+    name: str = Field(description="Hub id (`timm/NAME` for timm) or local folder")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+    allow_pickle: bool = Field(
+        False, description="load pickled weights, which can run code; default: safetensors only"
+    )
+    trust_remote_code: bool = Field(False, description="run the model repository's own Python code")
+
+
+class DataConfig(Section):
+    """Where the examples are and which of them serve for what."""
+
+    path: str = Field(
+        description="Hub id, folder of images by class, CSV, JSON Lines, Parquet or saved dataset"
+    )
+    train: str = Field("train", description="split, slice (`train[:90%]`), file or folder")
+    validation: str | None = Field(
+        None, description="as train; left out: a seeded, stratified tenth of train is held out"
+    )
+    test: str | None = Field(None, description="as train; scored once, at the end")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="role to column, where the names differ from the task's"
+    )
+    on_bad_example: Literal["error", "skip"] = Field(
+        "error", description="what an undecodable example does: stop the run, or be left out"
+    )
+
+
+class StageFields(Section):
+    """How to learn. What is left out comes from `training`."""
+
+    epochs: float | None = Field(None, gt=0, description="passes over train; fractions allowed")
+    steps: int | None = Field(None, gt=0, description="optimizer steps, instead of epochs")
+    learning_rate: float | None = Field(None, ge=0, description="peak rate of the topmost group")
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="each group's rate is this times that of the one above it"
+    )
+    head_multiplier: float | None = Field(
+        None, gt=0, description="the head's rate over the body's; the body keeps learning_rate"
+    )
+    weight_decay: float | None = Field(None, ge=0, description="as training.weight_decay")
+    lr_scheduler_type: str | None = Field(None, description="as training.lr_scheduler_type")
+    warmup_steps: float | None = Field(
+        None, ge=0, description="as training.warmup_steps: steps, or below 1 a share of the stage"
+    )
+    carry_optimizer_state: bool = Field(
+        True, description="start from the optimizer state of the stage before, where there is one"
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> StageFields:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps both set the length; keep one of them")
+        return self
+
+
+def _freeze(value: object) -> object:
+    if isinstance(value, list) and all(isinstance(pattern, str) for pattern in value) and value:
+        return tuple(value)
+    if value in ("none", "backbone") or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise ValueError(
+        f"expected none, backbone, a number of groups from the input or a list of name patterns, "
+        f"found {value!r}"
+    )
+
+
+class Stage(StageFields):
+    """Which groups learn, at what rates, for how long."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", description="unique in the run")
+    freeze: Annotated[
+        Literal["none", "backbone"] | int | tuple[str, ...],
+        BeforeValidator(_freeze),
+    ] = Field("none", description="none, backbone, a number of groups from the input, or patterns")
+
+
+class Frozen(StageFields):
+    """Linear probe: the head learns, the backbone does not."""
+
+    name: Literal["frozen"]
+
+
+class Full(StageFields):
+    """Everything learns from the first step."""
+
+    name: Literal["full"]
+
+
+class Gradual(StageFields):
+    """Gradual unfreezing from the head down (ULMFiT, Howard & Ruder 2018).
+
+    `epochs` is the whole length: what is left after the last group has thawed goes to the last
+    stage, and a run too short to thaw everything stops where it is.
+    """
+
+    name: Literal["gradual"]
+    epochs_per_group: float | None = Field(None, gt=0, description="epochs a stage; default 1")
+    steps_per_group: int | None = Field(None, gt=0, description="steps a stage, instead")
+    groups_per_step: int = Field(1, gt=0, description="groups that thaw together")
+    last_group: str | int = Field(0, description="name or number of the lowest group to thaw")
+    rate_decay: float | None = Field(
+        None, gt=0, le=1, description="discriminative rates; layer_decay under ULMFiT's name"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Gradual:
+        if self.epochs_per_group is not None and self.steps_per_group is not None:
+            raise ValueError("epochs_per_group and steps_per_group exclude each other")
+        if self.rate_decay is not None and self.layer_decay is not None:
+            raise ValueError("rate_decay and layer_decay are the same thing; keep one of them")
+        return self
+
+
+class LpFt(StageFields):
+    """Linear probe, then full fine-tuning (Kumar et al. 2022)."""
+
+    name: Literal["lp_ft"]
+    head_epochs: float | None = Field(None, gt=0, description="epochs of the probe; default: half")
+    head_learning_rate: float | None = Field(None, ge=0, description="default: learning_rate")
+
+
+StrategyConfig = Annotated[Frozen | Full | Gradual | LpFt, Field(discriminator="name")]
+
+
+class Baseline(StageFields):
+    """What the fine-tune must beat: the same network from scratch, or the source with a new head.
+
+    Without a length of its own a baseline is given as many epochs as the whole fine-tune.
+    """
+
+    name: Literal["scratch", "frozen"]
+
+
+class HubConfig(Section):
+    """Where the finished model is pushed."""
+
+    repo_id: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$", description="user/name")
+    private: bool = Field(True, description="create the repository private")
+
+
+class Config(Section):
+    """One fine-tune: a task, a source model, data, and how to learn."""
+
+    task: Annotated[TaskConfig, BeforeValidator(_named), _name_or("TaskConfig")]
+    model: Annotated[ModelConfig, BeforeValidator(_named), _name_or("ModelConfig")]
+    data: DataConfig
+    strategy: Annotated[StrategyConfig | None, BeforeValidator(_named)] = Field(
+        None, description="a name, or {name: ..., its options}; `full` if there are no stages"
+    )
+    stages: list[Stage] | None = Field(None, min_length=1, description="instead of a strategy")
+    schedule: Literal["stage", "run"] = Field(
+        "stage", description="the learning-rate schedule spans each stage, or the whole run"
+    )
+    baselines: list[Annotated[Baseline, BeforeValidator(_named)]] = Field(
+        default_factory=list, description="trained in the same run, scored beside the result"
+    )
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="any field of transformers.TrainingArguments"
+    )
+    hub: HubConfig | None = Field(None, description="push the result here at the end")
+    output_dir: str = Field(description="the run folder; default: runs/NAME of the config file")
+    seed: int = Field(0, ge=0, description="seeds the head, the data order and augmentation")
+
+    @model_validator(mode="after")
+    def _strategy_or_stages(self) -> Config:
+        if self.strategy is not None and self.stages is not None:
+            raise ValueError("strategy and stages both say how to learn; keep one of them")
+        names = [stage.name for stage in self.stages or []]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages: each needs a name of its own; there are {names}")
+        baselines = [baseline.name for baseline in self.baselines]
+        if len(set(baselines)) < len(baselines):
+            raise ValueError(f"baselines: each can stand once; there are {baselines}")
+        return self
+
+
+TaskOptions = Callable[[str], type[BaseModel]]
+
+
+def load_config(path: str | Path, overrides: Sequence[str], task_options: TaskOptions) -> Config:
+    """Read a YAML file, apply `key=value` overrides, and check every key and value.
+
+    Args:
+        path: the YAML file.
+        overrides: dotted assignments such as `training.max_steps=10`; values are YAML.
+        task_options: gives the pydantic model of a task's own options, or raises InputError.
+
+    Raises:
+        InputError: with every problem found, each with its dotted path.
+    """
+    path = Path(path)
+    values = read_yaml(path)
+    for assignment in overrides:
+        apply_override(values, assignment)
+    values.setdefault("output_dir", f"runs/{path.stem}")
+    problems: list[str] = []
+    config: Config | None = None
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        problems += explain(error, Config, ())
+    problems += _check_task_options(values.get("task"), task_options)
+    problems += _check_training(values.get("training"))
+    if problems or config is None:
+        raise InputError([f"{path}: {problem}" for problem in problems])
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """Return the YAML that `load_config` reads back as the same config."""
+    values = config.model_dump(mode="json", exclude_defaults=True)
+    values["output_dir"], values["seed"] = config.output_dir, config.seed
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def json_schema(task_options: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
+    """Return the config's JSON Schema, with each task's own options under `task`."""
+    schema = Config.model_json_schema()
+    schema["required"] = [key for key in schema["required"] if key != "output_dir"]
+    forms: list[dict[str, Any]] = [{"enum": sorted(task_options)}]
+    for name, options in sorted(task_options.items()):
+        form = options.model_json_schema()
+        form.setdefault("properties", {})["name"] = {"const": name}
+        form["required"] = ["name"]
+        schema.setdefault("$defs", {}).update(form.pop("$defs", {}))
+        forms.append(form)
+    schema["properties"]["task"] = {"anyOf": forms}
+    strategy = schema["properties"]["strategy"]["anyOf"]
+    strategy.append({"enum": ["frozen", "full", "gradual", "lp_ft"]})
+    baseline = schema["properties"]["baselines"]
+    baseline["items"] = {"anyOf": [baseline["items"], {"enum": ["scratch", "frozen"]}]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads `5e-5` as the number it is, and refuses a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; raise InputError with the line where it can't be read."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        near = difflib.get_close_matches(
+            path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        )
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise InputError(f"{path}: there is no such config file{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    return values
+
+
+def apply_override(values: dict[str, Any], assignment: str) -> None:
+    """Set one dotted key in place: `stages.0.epochs=2`, `training.max_steps=10`."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not all(key.split(".")):
+        raise InputError(f"override {assignment!r}: expected key=value, such as seed=1")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"override {assignment!r}: the value is not valid YAML: {error}") from None
+    node: Any = values
+    *parents, last = key.split(".")
+    for depth, part in enumerate(parents):
+        where = ".".join(parents[: depth + 1])
+        if isinstance(node, list):
+            node = node[_index(node, part, where)]
+            continue
+        child = node.get(part)
+        if isinstance(child, str) and where in ("task", "model", "strategy"):
+            child = node[part] = {"name": child}
+        elif child is None:
+            child = node[part] = {}
+        elif not isinstance(child, dict | list):
+            raise InputError(f"override {assignment!r}: {where} is a value, it has no {last!r}")
+        node = child
+    if isinstance(node, list):
+        node[_index(node, last, key)] = value
+    else:
+        node[last] = value
+
+
+def _index(items: list[Any], part: str, where: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise InputError(f"override {where}: expected a number from 0 to {len(items) - 1}")
+    return int(part)
+
+
+def _check_task_options(task: object, task_options: TaskOptions) -> list[str]:
+    task = _named(task)
+    if not isinstance(task, dict) or not isinstance(task.get("name"), str):
+        return []  # the schema has said so already
+    try:
+        options = task_options(task["name"])
+    except InputError as error:
+        return [f"task: {message}" for message in error.messages]
+    try:
+        options.model_validate({key: value for key, value in task.items() if key != "name"})
+    except ValidationError as error:
+        return explain(error, options, ("task",))
+    return []
+
+
+def _check_training(training: object) -> list[str]:
+    """Check names and types against transformers.TrainingArguments."""
+    if not isinstance(training, dict) or not training:
+        return []
+    import dataclasses
+
+    from transformers import TrainingArguments
+
+    hints = typing.get_type_hints(TrainingArguments)
+    names = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    problems = []
+    for key, value in training.items():
+        if key in SET_ELSEWHERE:
+            problems.append(f"training.{key}: is set by {SET_ELSEWHERE[key]}; remove it here")
+        elif key not in names:
+            problems.append(f"training.{key}: unknown key{nearest(str(key), names)}")
+        else:
+            try:
+                TypeAdapter(hints[key]).validate_python(value)
+            except ValidationError as error:
+                message = error.errors()[0]["msg"]
+                problems.append(f"training.{key}: {message}, found {value!r}")
+            except TypeError:
+                continue  # a type pydantic does not know: TrainingArguments checks it itself
+    return problems

@@ -1,0 +1,149 @@
+"""The run folder: what a run leaves behind, and when it may be written."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hfft.checkpoints import StageCheckpoints, write_json
+from hfft.config import Config, dump_config, read_yaml
+from hfft.errors import InputError
+
+_OURS = (
+    "config.yaml",
+    "environment.json",
+    "metrics.json",
+    "log.jsonl",
+    "checkpoints",
+    "model",
+    "per_class.csv",
+    "confusion_matrix.png",
+)
+_PACKAGES = ("hfft", "torch", "transformers", "accelerate", "timm", "datasets", "safetensors")
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: the run's output_dir.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.json"
+        self.log = self.path / "log.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+
+    def check(self, config: Config, *, resume: bool, overwrite: bool) -> None:
+        """Make sure that nothing of another run can be lost.
+
+        Raises:
+            InputError: the folder holds a run, and neither flag says what to do about it; or
+                `--resume` with another config than the run was started with.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"output_dir: {self.path} is a file; name a folder")
+        present = [name for name in _OURS if (self.path / name).exists()]
+        if overwrite and resume:
+            raise InputError("--resume and --overwrite exclude each other")
+        if overwrite or not present:
+            return
+        if not resume:
+            raise InputError(
+                f"output_dir: {self.path} holds a run already ({', '.join(present)}); go on with "
+                f"it by --resume, replace it by --overwrite, or name another output_dir"
+            )
+        if self.config.exists():
+            self._check_same(config)
+
+    def open(self, config: Config, environment: dict[str, Any], *, overwrite: bool) -> None:
+        """Make the folder, with what the run was asked to do and where it runs."""
+        if overwrite:
+            for name in _OURS:
+                path = self.path / name
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "environment.json", environment)
+        partial = self.path / "config.yaml.partial"
+        partial.write_text(dump_config(config), encoding="utf-8")
+        partial.replace(self.config)
+
+    def stage(self, trial: str, number: int, name: str) -> StageCheckpoints:
+        """Return where a stage's checkpoints lie."""
+        return StageCheckpoints(self.checkpoints / trial / f"{number:02d}-{name}")
+
+    def trial_result(self, trial: str) -> Path:
+        """Return where a trial's scores lie until the run is complete."""
+        return self.checkpoints / trial / "result.json"
+
+    def close(self, metrics: dict[str, Any]) -> None:
+        """Write the metrics, which mark the run as complete; a complete run needs no checkpoints."""
+        write_json(self.metrics, metrics)
+        for path in self.checkpoints.iterdir():
+            shutil.rmtree(path)
+
+    def _check_same(self, config: Config) -> None:
+        before = read_yaml(self.config)
+        now = json.loads(json.dumps(config.model_dump(mode="json", exclude_defaults=True)))
+        now |= {"output_dir": config.output_dir, "seed": config.seed}
+        before.pop("output_dir", None), now.pop("output_dir", None)
+        changed = sorted(
+            key for key in before.keys() | now.keys() if before.get(key) != now.get(key)
+        )
+        if changed:
+            raise InputError(
+                f"--resume: {self.path} was started with another {', '.join(changed)} "
+                f"({self.config}); use the config it was started with, or --overwrite"
+            )
+
+
+def describe_environment(processes: int, fingerprint: str) -> dict[str, Any]:
+    """Return versions, hardware, number of processes, git commit and data fingerprint."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "versions": {"python": platform.python_version()}
+        | {package: _version(package) for package in _PACKAGES},
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cpu_threads": torch.get_num_threads(),
+            "gpus": gpus,
+        },
+        "num_processes": processes,
+        "git_commit": _git_commit(),
+        "data_fingerprint": fingerprint,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the working directory, with `+changes` where it has been edited."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit + ("+changes" if _git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*command: str) -> str:
+    done = subprocess.run(["git", *command], capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

@@ -1,0 +1,8 @@
+"""Stock TrainerCallbacks, usable in anybody's transformers Trainer."""
+
+from hfft.hooks.freeze import FreezeCallback
+from hfft.hooks.log import LogCallback
+from hfft.hooks.progress import ProgressCallback
+from hfft.hooks.replicas import ReplicasCallback
+
+__all__ = ["FreezeCallback", "LogCallback", "ProgressCallback", "ReplicasCallback"]

@@ -1,0 +1,65 @@
+"""Frozen means frozen: no gradient, eval mode, and nothing moves, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hfft.layers import Freeze, find_layer_groups, frozen_modules
+
+
+@contextmanager
+def kept_in_eval(model: nn.Module) -> Iterator[None]:
+    """Hold the frozen modules of a model in eval mode, whoever calls `model.train()`.
+
+    The Trainer calls it before every step; without this, BatchNorm statistics of a frozen
+    backbone go on moving and its dropout stays on.
+    """
+    held = frozen_modules(model)
+    for module in held:
+        module.eval()
+        module.train = lambda _mode=True, _module=module: _module  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module in held:
+            del module.train
+
+
+class FreezeCallback(TrainerCallback):
+    """Freeze part of a model for the length of one `Trainer.train()`.
+
+    Give it to the Trainer when that is made: `requires_grad` is set then, before the optimizer
+    and the distributed wrapper are, and both are right. What is frozen stays frozen afterwards;
+    another FreezeCallback may set it anew.
+
+    Args:
+        model: the model the Trainer is given, unwrapped.
+        freeze: `none`, `backbone`, a number of groups from the input, or name patterns.
+
+    Raises:
+        InputError: a pattern that matches nothing, or a number beyond the groups there are.
+    """
+
+    def __init__(self, model: Any, freeze: Freeze) -> None:
+        frozen = find_layer_groups(model).frozen(freeze)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        self._model = model
+        self._held = ExitStack()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the frozen modules into eval mode."""
+        self._held.enter_context(kept_in_eval(self._model))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let the modules follow `model.train()` again."""
+        self._held.close()

@@ -1,0 +1,90 @@
+"""The model card, and the push to the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError
+
+from hfft.errors import InputError, RunFailedError
+
+if TYPE_CHECKING:
+    from hfft.plan import Plan
+
+
+def write_card(folder: Path, plan: Plan, metrics: dict[str, Any]) -> None:
+    """Write the model folder's README.md from the run.
+
+    Only what is on the Hub is named in the metadata: a local path there makes the Hub reject it.
+    """
+    source, data = plan.config.model.name, plan.config.data.path
+    data_card = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=plan.task.name,
+        tags=["hfft"],
+        base_model=None if Path(source).exists() else source,
+        datasets=None if Path(data).exists() else [data],
+        metrics=[plan.task.metric],
+    )
+    scores = metrics["test"] or metrics["eval"]
+    lines = [
+        f"# {Path(plan.config.output_dir).name}",
+        f"{_name(source)}, fine-tuned for {plan.task.name} on {_name(data)} "
+        f"({len(plan.data.splits['train'])} examples, {len(plan.labels)} classes).",
+        "## Scores on " + ("test" if metrics["test"] else "validation"),
+        _table([{"metric": name, "value": f"{value:.4f}"} for name, value in scores.items()]),
+        "## Stages",
+        _table(
+            [
+                {
+                    "stage": stage["name"],
+                    "steps": stage["steps"],
+                    "learning parameters": f"{stage['trainable_parameters']:,}",
+                    plan.task.metric: f"{stage['eval'][plan.task.metric]:.4f}",
+                }
+                for stage in metrics["stages"]
+            ]
+        ),
+        f"Classes: {', '.join(plan.labels[:50])}{' …' if len(plan.labels) > 50 else ''}",
+    ]
+    card = ModelCard(f"---\n{data_card.to_yaml()}\n---\n\n" + "\n\n".join(lines) + "\n")
+    card.save(folder / "README.md")
+
+
+def push(run: Path, repo_id: str, *, private: bool) -> str:
+    """Upload a run's model folder; return its address.
+
+    Raises:
+        InputError: the folder is no finished run.
+        RunFailedError: the Hub can't be reached or refuses; says how to finish the job.
+    """
+    folder = run / "model"
+    if not (folder / "config.json").is_file() or not (run / "metrics.json").is_file():
+        raise InputError(f"{run}: is no finished run: it has no model and metrics to push")
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message="Add fine-tuned model"
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise RunFailedError(
+            f"push: {repo_id}: {str(error).splitlines()[0] if str(error) else error!r}; the model "
+            f"is intact in {folder}; when the cause is mended: hfft push {run} {repo_id}"
+        ) from error
+    return f"{api.endpoint}/{repo_id}"
+
+
+def _name(reference: str) -> str:
+    """Return a Hub id as it is, a local path without the folders above it."""
+    return Path(reference).name if Path(reference).exists() else reference
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    heads = list(rows[0])
+    body = [" | ".join(str(row[head]) for head in heads) for row in rows]
+    return "\n".join(
+        f"| {line} |" for line in [" | ".join(heads), " | ".join("---" for _ in heads), *body]
+    )

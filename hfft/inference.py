@@ -1,0 +1,151 @@
+"""A finished model at work: scores on data, labels for inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from transformers import AutoConfig, PretrainedConfig, Trainer, TrainingArguments, pipeline
+from transformers.trainer_callback import PrinterCallback
+
+from hfft import registry
+from hfft.config import Config, ModelConfig, load_config
+from hfft.data import load_data, load_split
+from hfft.errors import InputError
+from hfft.examples import ExampleDataset
+from hfft.processes import has_accelerator, join_processes
+from hfft.source import load_weights, read_model_config
+from hfft.task import Task
+
+
+@dataclass(frozen=True)
+class FinishedModel:
+    """A model folder, the task it was trained for, and the run's config where there is one."""
+
+    folder: Path
+    task: Task
+    labels: list[str]
+    config: Config | None
+
+
+def open_finished(path: str | Path) -> FinishedModel:
+    """Open a run folder, or a model folder alone.
+
+    Raises:
+        InputError: it is neither, the run is not finished, or no task takes such a model.
+    """
+    path = Path(path)
+    run_config = path / "config.yaml"
+    if run_config.is_file():
+        config = load_config(run_config, [], lambda name: registry.get(name).Options)
+        if not (path / "model" / "config.json").is_file():
+            raise InputError(f"{path}: the run has no model yet; finish it: hfft train --resume")
+        task = registry.get(config.task.name)
+        options = task.Options.model_validate(config.task.model_extra or {})
+        folder = path / "model"
+        return FinishedModel(folder, task(options), _labels(folder), config)
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path}: is neither a run folder (config.yaml) nor a model folder")
+    kind = _task_of(read_model_config(ModelConfig(name=str(path))), path)
+    return FinishedModel(path, kind(kind.Options()), _labels(path), None)
+
+
+def evaluate(model: FinishedModel, data: str | None, split: str | None) -> dict[str, Any]:
+    """Score a model on a split.
+
+    Args:
+        model: the model.
+        data: where the examples are; default: the run's own data.
+        split: the split's name; default: the run's test split, else validation; with other data
+            its only split, or test.
+
+    Returns:
+        `{"split", "examples", "metrics": {name: value}, "per_class": [...]}`
+
+    Raises:
+        InputError: there is no such data or split, or its labels are not the model's.
+    """
+    source = ModelConfig(name=str(model.folder))
+    model_config = read_model_config(source)
+    processor = model.task.load_processor(source, model_config)
+    name, rows = _rows(model, data, split)
+    join_processes()
+    loaded = load_weights(model.task.auto_model, source, model_config)
+    with TemporaryDirectory() as nothing:
+        trainer = Trainer(
+            model=loaded.model,
+            args=TrainingArguments(
+                output_dir=nothing,
+                report_to="none",
+                disable_tqdm=True,
+                per_device_eval_batch_size=32,
+                remove_unused_columns=False,
+                label_names=["labels"],
+                use_cpu=not has_accelerator(),
+                dataloader_pin_memory=has_accelerator(),
+            ),
+            data_collator=model.task.collate,
+        )
+        trainer.remove_callback(PrinterCallback)
+        transform = model.task.transform(processor, training=False)
+        output = trainer.predict(ExampleDataset(rows, transform))
+    predictions, labels = np.asarray(output.predictions), np.asarray(output.label_ids)
+    metrics = output.metrics or {}
+    scores = {"loss": float(metrics["test_loss"])} if "test_loss" in metrics else {}
+    return {
+        "split": name,
+        "examples": len(rows),
+        "metrics": scores | model.task.metrics(predictions, labels),
+        "per_class": model.task.scores_by_label(predictions, labels, model.labels),
+    }
+
+
+def predict(model: FinishedModel, inputs: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Label inputs through transformers.pipeline.
+
+    Yields:
+        `{"input", "scores": [{"label", "score"}, ...]}`, the likeliest first.
+
+    Raises:
+        InputError: an input can't be read.
+    """
+    read = model.task.read_inputs(inputs)
+    run = pipeline(model.task.name, model=str(model.folder))
+    for name, value in read:
+        yield {"input": name, "scores": run(value)}
+
+
+def _rows(model: FinishedModel, data: str | None, split: str | None) -> tuple[str, Any]:
+    config, columns = model.config, model.task.columns
+    if data is not None:
+        chosen = config.data.columns if config is not None else {}
+        rows = load_split(data, split, columns, labels=model.labels, chosen=chosen)
+        return split or data, rows
+    if config is None:
+        raise InputError(f"{model.folder}: a model without its run needs --data PATH")
+    splits = load_data(config.data, columns, seed=config.seed).splits
+    name = split or ("test" if "test" in splits else "validation")
+    if name not in splits:
+        raise InputError(f"--split: there is no {name!r}; there are: {', '.join(splits)}")
+    return name, splits[name]
+
+
+def _labels(folder: Path) -> list[str]:
+    names = AutoConfig.from_pretrained(folder).id2label or {}
+    return [names[number] for number in sorted(names)]
+
+
+def _task_of(config: PretrainedConfig, path: Path) -> type[Task]:
+    """Find the task whose model classes end as this model's does."""
+    classes = list(config.architectures or [])
+    if config.model_type == "timm_wrapper":
+        classes.append("TimmWrapperForImageClassification")
+    for name in registry.entries():
+        task = registry.get(name)
+        if any(kind.endswith(task.model_suffix) for kind in classes):
+            return task
+    raise InputError(f"{path}: no task takes a {', '.join(classes) or config.model_type}")

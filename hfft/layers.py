@@ -1,0 +1,292 @@
+"""A model as ordered layer groups, from the input to the output.
+
+This is the only place that knows a model's order. Freezing, unfreezing, layer-wise learning rates
+and reports all read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Literal
+
+from torch import nn
+
+from hfft.complaints import nearest
+from hfft.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Freeze = Literal["none", "backbone"] | int | Sequence[str]
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Parameters that freeze and thaw together, by their names in the model."""
+
+    name: str
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LayerGroups:
+    """The groups of a model: one list per tower, each from input to output, and the head on top.
+
+    Attributes:
+        towers: tower name to its groups. A model with one tower calls it `backbone`.
+        head: what is task-specific: the classifier, or a two-tower model's projections.
+        ordered: False where no order could be found; the tower is then one group.
+    """
+
+    towers: dict[str, tuple[LayerGroup, ...]]
+    head: LayerGroup
+    ordered: bool = True
+    model_name: str = field(default="the model", compare=False)
+
+    @property
+    def depth(self) -> int:
+        """The number of groups below the head, in the deepest tower."""
+        return max(len(groups) for groups in self.towers.values())
+
+    def __iter__(self) -> Iterator[LayerGroup]:
+        for groups in self.towers.values():
+            yield from groups
+        if self.head.parameters:
+            yield self.head
+
+    def require_order(self, wanted_by: str) -> None:
+        """Raise InputError where there is no order for `wanted_by` to follow."""
+        if not self.ordered:
+            raise InputError(
+                f"{wanted_by} needs an order of layers, and none can be found in "
+                f"{self.model_name}; what works: freeze: none, freeze: backbone, or a list of "
+                f"parameter name patterns under stages"
+            )
+
+    def distance_to_head(self) -> dict[str, int]:
+        """Map each parameter's name to the number of groups from its own up to the head (0)."""
+        distance = dict.fromkeys(self.head.parameters, 0)
+        for groups in self.towers.values():
+            for steps, group in enumerate(reversed(groups), start=1):
+                distance.update(dict.fromkeys(group.parameters, steps))
+        return distance
+
+    def frozen(self, freeze: Freeze) -> frozenset[str]:
+        """Return the names of the parameters that a stage's `freeze` covers.
+
+        A number n covers the lowest n groups of every tower. A pattern is a shell pattern over
+        parameter names, module names (all that is inside) and group names.
+
+        Raises:
+            InputError: a number beyond the groups there are, or a pattern that matches nothing.
+        """
+        if freeze == "none":
+            return frozenset()
+        if freeze == "backbone":
+            return frozenset(self._lowest(self.depth))
+        if isinstance(freeze, int):
+            self.require_order(f"freeze: {freeze}")
+            if not 0 <= freeze <= self.depth:
+                raise InputError(
+                    f"freeze: {freeze} is not a number from 0 to {self.depth}, the groups below "
+                    f"the head of {self.model_name} (hfft plan lists them)"
+                )
+            return frozenset(self._lowest(freeze))
+        return frozenset(name for pattern in freeze for name in self._matching(str(pattern)))
+
+    def _lowest(self, count: int) -> Iterator[str]:
+        for groups in self.towers.values():
+            for group in groups[:count]:
+                yield from group.parameters
+
+    def _matching(self, pattern: str) -> list[str]:
+        matches = [
+            name
+            for group in self
+            for name in group.parameters
+            if fnmatchcase(name, pattern)
+            or fnmatchcase(name, f"{pattern}.*")
+            or fnmatchcase(group.name, pattern)
+        ]
+        if not matches:
+            names = {group.name for group in self} | {n for g in self for n in g.parameters}
+            raise InputError(
+                f"freeze: the pattern {pattern!r} matches no parameter of {self.model_name}"
+                f"{nearest(pattern, names) or '; hfft plan lists the groups'}"
+            )
+        return matches
+
+
+def find_layer_groups(model: PreTrainedModel) -> LayerGroups:
+    """Order a model's parameters: embeddings or stem, block 0 … block n-1, head.
+
+    timm models say their order themselves (`group_matcher`). In a transformers model the blocks
+    are its outermost lists of alike modules; what stands before them is the embeddings, what comes
+    after them (a final norm, a pooler) belongs to the last block, and what lies outside the base
+    model is the head. Parameters that share a tensor stand once, where they are used first.
+    """
+    towers = {name: child for name, child in model.named_children() if name.endswith("_model")}
+    name = type(model).__name__
+    if hasattr(model, "timm_model"):
+        body, head = _timm_groups(model.timm_model, "timm_model.")
+        return LayerGroups({"backbone": body}, head, model_name=model.config.architecture)
+    if len(towers) >= 2:
+        bodies = {tower: _tower(child, f"{tower}.") for tower, child in towers.items()}
+        groups = {tower.removesuffix("_model"): body or () for tower, body in bodies.items()}
+        ordered = all(bodies.values())
+    else:
+        body = _tower(*_base(model))
+        ordered = bool(body)
+        groups = {"backbone": body or (_everything("backbone", *_base(model)),)}
+    covered = {n for body in groups.values() for group in body for n in group.parameters}
+    head = tuple(n for n, _ in model.named_parameters() if n not in covered)
+    return LayerGroups(groups, LayerGroup("head", head), ordered=ordered, model_name=name)
+
+
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the outermost modules that must stay in eval mode, given what requires gradients.
+
+    A module whose parameters are all frozen is frozen whole. One without parameters (dropout,
+    pooling) follows what comes after it: it prepares that layer's input.
+    """
+    parameters = list(model.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        return [model]
+    found: list[nn.Module] = []
+    next_is_frozen = False
+    for child in reversed(list(model.children())):
+        if next(child.parameters(), None) is None:
+            found += [child] if next_is_frozen else []
+        else:
+            inside = frozen_modules(child)
+            next_is_frozen = inside == [child]
+            found += inside
+    return found
+
+
+def _base(model: PreTrainedModel) -> tuple[nn.Module, str, frozenset[str]]:
+    """Return the body of a model with a head: the module, its prefix, what in it is the head."""
+    if model.base_model is not model:
+        return model.base_model, f"{model.base_model_prefix}.", frozenset()
+    children = list(model.named_children())
+    with_blocks = [i for i, (_, child) in enumerate(children) if _block_lists(child)]
+    after = children[with_blocks[-1] + 1 :] if with_blocks else []
+    return model, "", frozenset(f"{c}.{n}" for c, m in after for n, _ in m.named_parameters())
+
+
+def _everything(name: str, module: nn.Module, prefix: str, leave_out: frozenset[str]) -> LayerGroup:
+    names = (n for n, _ in module.named_parameters() if n not in leave_out)
+    return LayerGroup(name, tuple(prefix + n for n in names))
+
+
+def _tower(
+    module: nn.Module, prefix: str, leave_out: frozenset[str] = frozenset()
+) -> tuple[LayerGroup, ...] | None:
+    """Return one tower's groups, or None where no order can be found."""
+    if hasattr(module, "timm_model"):
+        body, head = _timm_groups(module.timm_model, f"{prefix}timm_model.")
+        last = LayerGroup(body[-1].name, body[-1].parameters + head.parameters)
+        return (*body[:-1], last)
+    stacks = _block_lists(module)
+    if not stacks:
+        return None
+    names = [name for name, _ in module.named_parameters() if name not in leave_out]
+    group_of: dict[str, str] = {}
+    blocks: list[str] = []
+    for path, others, size in stacks:
+        for index in range(size):
+            block = f"{path}.{index}"
+            blocks.append(block)
+            group_of |= {
+                name: block
+                for name in names
+                if any(name.startswith(f"{stack}.{index}.") for stack in (path, *others))
+            }
+    current = "embeddings"
+    ordered: dict[str, list[str]] = {"embeddings": [], **{block: [] for block in blocks}}
+    shared = _used_by_all_blocks(module, [path for path, _, _ in stacks])
+    for name in names:
+        if name in group_of:
+            current = group_of[name]
+        ordered["embeddings" if name.startswith(shared) else current].append(prefix + name)
+    return tuple(LayerGroup(prefix + name, tuple(own)) for name, own in ordered.items() if own)
+
+
+def _block_lists(module: nn.Module) -> list[tuple[str, tuple[str, ...], int]]:
+    """Find the outermost lists of alike modules, in order.
+
+    Returns:
+        For each: its path, the paths of the lists beside it that run in step with it (SegFormer's
+        patch embeddings and norms), and its length.
+    """
+    found: list[tuple[str, tuple[str, ...], int]] = []
+    for path, candidate in _outermost_lists(module, ""):
+        parent = path.rpartition(".")[0]
+        if found and found[-1][0].rpartition(".")[0] == parent and found[-1][2] == len(candidate):
+            name, beside, size = found[-1]
+            found[-1] = (name, (*beside, path), size)
+        else:
+            found.append((path, (), len(candidate)))
+    return found
+
+
+def _outermost_lists(module: nn.Module, path: str) -> Iterator[tuple[str, nn.ModuleList]]:
+    for name, child in module.named_children():
+        below = f"{path}.{name}" if path else name
+        if isinstance(child, nn.ModuleList) and _is_stack(child):
+            yield below, child
+        else:
+            yield from _outermost_lists(child, below)
+
+
+def _is_stack(modules: nn.ModuleList) -> bool:
+    kinds = {type(module) for module in modules}
+    return len(kinds) == 1 and all(next(m.parameters(), None) is not None for m in modules)
+
+
+def _used_by_all_blocks(module: nn.Module, stacks: Iterable[str]) -> tuple[str, ...]:
+    """Return the prefixes of what stands after the blocks yet feeds every one of them.
+
+    DeBERTa keeps its relative position embeddings, and their norm, beside the blocks.
+    """
+    prefixes: list[str] = []
+    for path in stacks:
+        parent, _, name = path.rpartition(".")
+        children = list(module.get_submodule(parent).named_children())
+        after = children[[n for n, _ in children].index(name) + 1 :]
+        if any(isinstance(child, nn.Embedding) for _, child in after):
+            prefixes += [f"{parent}.{n}." if parent else f"{n}." for n, _ in after]
+    return tuple(prefixes)
+
+
+def _timm_groups(model: nn.Module, prefix: str) -> tuple[tuple[LayerGroup, ...], LayerGroup]:
+    """Group a timm model by its own matcher: CNN stages or transformer blocks, then its head."""
+    from timm.models import group_parameters
+
+    layers = group_parameters(model, model.group_matcher(coarse=True))
+    classifier = model.get_classifier()
+    modules = classifier if isinstance(classifier, tuple) else (classifier,)
+    heads = {id(p) for m in modules if isinstance(m, nn.Module) for p in m.parameters()}
+    in_head = {name for name, p in model.named_parameters() if id(p) in heads}
+    body: list[LayerGroup] = []
+    for number in sorted(layers):
+        names = tuple(prefix + name for name in layers[number] if name not in in_head)
+        if not names:
+            continue
+        if number == max(layers) and body and in_head.intersection(layers[number]):
+            # what shares the head's group without being new (a final norm) ends the last block
+            body[-1] = LayerGroup(body[-1].name, body[-1].parameters + names)
+        else:
+            others = [prefix + name for n in layers if n != number for name in layers[n]]
+            name = _own_module(names[0], others).removeprefix(prefix) if number else "stem"
+            body.append(LayerGroup(name, names))
+    return tuple(body), LayerGroup("head", tuple(prefix + name for name in sorted(in_head)))
+
+
+def _own_module(parameter: str, others: Sequence[str]) -> str:
+    """Return the shortest module path above a parameter that holds none of the others."""
+    parts = parameter.split(".")
+    paths = [".".join(parts[:length]) for length in range(1, len(parts))]
+    return next((p for p in paths if not any(o.startswith(f"{p}.") for o in others)), parameter)

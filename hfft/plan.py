@@ -1,0 +1,223 @@
+"""Everything that can be known before a weight is loaded: data, labels, groups, stages, steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from hfft import registry
+from hfft.config import Baseline, Config, Full, Stage, StageFields
+from hfft.data import LoadedData, load_data
+from hfft.errors import InputError
+from hfft.layers import LayerGroups, find_layer_groups
+from hfft.optim import learning_rates
+from hfft.processes import has_accelerator, join_processes
+from hfft.source import read_model_config, skeleton
+from hfft.strategies import DEFAULT_EPOCHS, expand
+from hfft.task import Task
+
+DEFAULT_LEARNING_RATE = 5e-5  # of transformers.TrainingArguments
+DEFAULT_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage, and what it comes to on this model and this data."""
+
+    stage: Stage
+    frozen: frozenset[str]
+    learning_rate: float
+    epochs: float
+    steps: int
+    trainable_parameters: int
+    total_parameters: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training from a start to its score: the fine-tune itself, or a baseline."""
+
+    name: str
+    stages: tuple[PlannedStage, ...]
+    from_scratch: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run."""
+
+    config: Config
+    task: Task
+    data: LoadedData
+    model_config: PretrainedConfig
+    processor: Any
+    groups: LayerGroups
+    sizes: Mapping[str, int]
+    main: Trial
+    baselines: tuple[Trial, ...]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def labels(self) -> list[str]:
+        """The class names; empty for a task without."""
+        return self.data.labels or []
+
+
+def make_task(config: Config) -> Task:
+    """Return the config's task with its options."""
+    task = registry.get(config.task.name)
+    return task(task.Options.model_validate(config.task.model_extra or {}))
+
+
+def make_plan(config: Config) -> Plan:
+    """Check a whole run without loading a weight.
+
+    Raises:
+        InputError: with the problems of data and model together.
+    """
+    task = make_task(config)
+    problems: list[str] = []
+    data = model_config = None
+    processes = join_processes()
+    try:
+        with processes.main_process_first():
+            data = load_data(config.data, task.columns, seed=config.seed)
+    except InputError as error:
+        problems += error.messages
+    try:
+        model_config = read_model_config(config.model)
+    except InputError as error:
+        problems += error.messages
+    if data is None or model_config is None or problems:
+        raise InputError(problems)
+    task.configure(model_config, data.labels or [])
+    model = skeleton(task.auto_model, model_config)
+    groups = find_layer_groups(model)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    planner = _Planner(config, groups, sizes, len(data.splits["train"]))
+    main = planner.main()
+    baselines = tuple(planner.baseline(baseline, main) for baseline in config.baselines)
+    if planner.problems:
+        raise InputError(planner.problems)
+    return Plan(
+        config=config,
+        task=task,
+        data=data,
+        model_config=model_config,
+        processor=task.load_processor(config.model, model_config),
+        groups=groups,
+        sizes=sizes,
+        main=main,
+        baselines=baselines,
+        notes=[*data.notes, *_hardware_notes(config)],
+    )
+
+
+class _Planner:
+    """Turns stages into planned stages, gathering every problem on the way."""
+
+    def __init__(
+        self, config: Config, groups: LayerGroups, sizes: Mapping[str, int], examples: int
+    ) -> None:
+        self.config, self.groups, self.sizes = config, groups, sizes
+        self.steps_per_epoch = steps_per_epoch(
+            examples, config.training, join_processes().num_processes
+        )
+        self.problems: list[str] = []
+
+    def main(self) -> Trial:
+        total = self.config.training.get("num_train_epochs")
+        if self.config.stages is not None:
+            return self._trial("main", self.config.stages, "stages.{}")
+        strategy = self.config.strategy or Full(name="full")
+        try:
+            stages = expand(strategy, self.groups, total)
+        except InputError as error:
+            self.problems += error.messages
+            return Trial("main", ())
+        return self._trial("main", stages, "strategy")
+
+    def baseline(self, baseline: Baseline, main: Trial) -> Trial:
+        """Give a baseline what it leaves out: the whole fine-tune's length, its rates."""
+        fields = baseline.model_dump(include=set(StageFields.model_fields), exclude_none=True)
+        if baseline.epochs is None and baseline.steps is None and main.stages:
+            fields["steps"] = sum(planned.steps for planned in main.stages)
+        scratch = baseline.name == "scratch"
+        if baseline.learning_rate is None and main.stages:
+            last = main.stages[-1]
+            head = 1.0 if scratch else last.stage.head_multiplier or 1.0
+            fields["learning_rate"] = last.learning_rate * head
+        freeze = "none" if scratch else "backbone"
+        stage = Stage.model_validate({**fields, "name": baseline.name, "freeze": freeze})
+        trial = self._trial(baseline.name, [stage], f"baselines.{baseline.name}")
+        return Trial(trial.name, trial.stages, from_scratch=scratch)
+
+    def _trial(self, name: str, stages: list[Stage], place: str) -> Trial:
+        planned = [self._plan(stage, place.format(i)) for i, stage in enumerate(stages)]
+        return Trial(name, tuple(stage for stage in planned if stage is not None))
+
+    def _plan(self, stage: Stage, place: str) -> PlannedStage | None:
+        training = self.config.training
+        rate = _first(
+            stage.learning_rate, training.get("learning_rate"), default=DEFAULT_LEARNING_RATE
+        )
+        try:
+            frozen = self.groups.frozen(stage.freeze)
+            learning_rates(
+                self.groups,
+                rate,
+                layer_decay=stage.layer_decay,
+                head_multiplier=stage.head_multiplier,
+            )
+            trainable = sum(size for name, size in self.sizes.items() if name not in frozen)
+            if not trainable:
+                raise InputError("freeze: leaves nothing to learn")
+        except InputError as error:
+            self.problems += [f"{place}.{message}" for message in error.messages]
+            return None
+        epochs = _first(stage.epochs, training.get("num_train_epochs"), default=DEFAULT_EPOCHS)
+        steps = stage.steps or math.ceil(epochs * self.steps_per_epoch)
+        cap = training.get("max_steps", -1)
+        steps = min(steps, cap) if cap > 0 else steps
+        return PlannedStage(
+            stage=stage,
+            frozen=frozen,
+            learning_rate=rate,
+            epochs=steps / self.steps_per_epoch,
+            steps=steps,
+            trainable_parameters=trainable,
+            total_parameters=sum(self.sizes.values()),
+        )
+
+
+def _first(*values: float | None, default: float) -> float:
+    return next((value for value in values if value is not None), default)
+
+
+def steps_per_epoch(examples: int, training: Mapping[str, Any], processes: int) -> int:
+    """Return the optimizer steps of one pass, as the Trainer counts them."""
+    batch = training.get("per_device_train_batch_size", DEFAULT_BATCH_SIZE) * processes
+    batches = examples // batch if training.get("dataloader_drop_last") else -(-examples // batch)
+    return max(1, -(-batches // training.get("gradient_accumulation_steps", 1)))
+
+
+def _hardware_notes(config: Config) -> list[str]:
+    notes = []
+    if config.training.get("bf16") and not has_accelerator():
+        capability = torch.backends.cpu.get_cpu_capability()
+        if "AVX512" not in capability:
+            notes.append(
+                f"training.bf16 on this CPU ({capability}) is many times slower than float32; "
+                f"leave it out"
+            )
+    if torch.cuda.device_count() > 1 and join_processes().num_processes == 1:
+        notes.append(
+            f"one of {torch.cuda.device_count()} GPUs is used; start with "
+            f"`accelerate launch launch.py` to use them all"
+        )
+    return notes

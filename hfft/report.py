@@ -1,0 +1,139 @@
+"""What a person reads: plans and results as tables on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from hfft.plan import Plan, Trial
+from hfft.registry import get
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Align cells under their heads; numbers to the right."""
+    cells = [[_text(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    numeric = [all(_is_number(row[i]) for row in cells) for i in range(len(heads))]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ).rstrip()
+
+    return "\n".join([line(heads), line(["-" * width for width in widths]), *map(line, cells)])
+
+
+def plan_report(plan: Plan) -> str:
+    """Describe a checked run: data, labels, groups, stages."""
+    splits = ", ".join(f"{len(rows):,} {name}" for name, rows in plan.data.splits.items())
+    labels = ", ".join(plan.labels[:20]) + (" …" if len(plan.labels) > 20 else "")
+    parts = [
+        f"task    {plan.task.name}\nmodel   {plan.config.model.name} ({plan.groups.model_name}, "
+        f"{sum(plan.sizes.values()):,} parameters)\ndata    {splits}\n"
+        f"labels  {len(plan.labels)}: {labels}",
+        *plan.notes,
+        _groups(plan),
+        _stages((plan.main, *plan.baselines)),
+        "The stages as YAML:\n\n" + stages_yaml(plan.main),
+    ]
+    return "\n\n".join(parts)
+
+
+def stages_yaml(trial: Trial) -> str:
+    """Return a trial's stages as they can be pasted into a config."""
+    stages = [
+        {"name": planned.stage.name}
+        | planned.stage.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+        for planned in trial.stages
+    ]
+    return yaml.safe_dump({"stages": stages}, sort_keys=False, allow_unicode=True)
+
+
+def result_report(metrics: Mapping[str, Any], model_dir: object) -> str:
+    """Describe a finished run: stages, scores beside the baselines', what to make of them."""
+    metric = get(metrics["task"]).metric
+    stages = [
+        (
+            stage["name"],
+            stage["steps"],
+            f"{stage['trainable_parameters']:,}",
+            f"{stage['seconds']:.1f}",
+            stage["eval"][metric],
+        )
+        for stage in metrics["stages"]
+    ]
+    parts = [table(("stage", "steps", "learning", "seconds", f"validation {metric}"), stages)]
+    names = [name for name in metrics["eval"] if name != "loss"]
+    split = "test" if metrics["test"] else "eval"
+    trials = {"fine-tuned": metrics, **(metrics["baselines"] or {})}
+    scores = [(name, *(trial[split][key] for key in names)) for name, trial in trials.items()]
+    shown = "validation" if split == "eval" else split
+    parts.append(table(("", *(f"{shown} {name}" for name in names)), scores))
+    parts += comparison(metrics)
+    parts.append(f"The model is in {model_dir}")
+    return "\n\n".join(parts)
+
+
+def comparison(metrics: Mapping[str, Any]) -> list[str]:
+    """Return a plain sentence for each baseline that fine-tuning did not beat."""
+    metric = get(metrics["task"]).metric
+    split = "test" if metrics["test"] else "eval"
+    own = metrics[split][metric]
+    meaning = {
+        "scratch": "the same network trained from scratch: the source's weights did not help here",
+        "frozen": "the frozen source with a new head: changing the source's weights did not help",
+    }
+    return [
+        f"Fine-tuning ({own:.4f}) did not beat {meaning.get(name, name)} "
+        f"({scores[split][metric]:.4f} {metric})."
+        for name, scores in (metrics["baselines"] or {}).items()
+        if own <= scores[split][metric]
+    ]
+
+
+def _groups(plan: Plan) -> str:
+    rows = []
+    for tower, groups in plan.groups.towers.items():
+        for number, group in enumerate(groups):
+            size = sum(plan.sizes[name] for name in group.parameters)
+            rows.append((number, tower, group.name, f"{size:,}"))
+    size = sum(plan.sizes[name] for name in plan.groups.head.parameters)
+    rows.append(("", "", plan.groups.head.name, f"{size:,}"))
+    order = "" if plan.groups.ordered else " (no order could be found: freeze by patterns)"
+    return f"Layer groups, from the input{order}:\n\n" + table(
+        ("", "tower", "group", "parameters"), rows
+    )
+
+
+def _stages(trials: Sequence[Trial]) -> str:
+    rows = [
+        (
+            trial.name,
+            planned.stage.name,
+            _freeze(planned.stage.freeze),
+            f"{planned.trainable_parameters:,}",
+            f"{planned.total_parameters:,}",
+            f"{planned.learning_rate:.3g}",
+            f"{planned.epochs:.4g}",
+            planned.steps,
+        )
+        for trial in trials
+        for planned in trial.stages
+    ]
+    heads = ("run", "stage", "freeze", "learning", "parameters", "rate", "epochs", "steps")
+    return "Stages:\n\n" + table(heads, rows)
+
+
+def _freeze(freeze: object) -> str:
+    return ", ".join(map(str, freeze)) if isinstance(freeze, tuple) else str(freeze)
+
+
+def _text(cell: object) -> str:
+    return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(",", "").replace(".", "").replace("e-", "").isdigit() or text == ""

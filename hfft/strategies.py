@@ -1,0 +1,126 @@
+"""A strategy name expands to a list of stages, and to nothing else.
+
+Every function here is pure: options and layer groups in, stages out. `hfft plan` prints what comes
+out as YAML that can be pasted under `stages`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from hfft.complaints import nearest
+from hfft.config import Frozen, Full, Gradual, LpFt, Stage, StageFields, StrategyConfig
+from hfft.errors import InputError
+from hfft.layers import LayerGroups
+
+DEFAULT_EPOCHS = 3.0  # of transformers.TrainingArguments, where a config names no length
+
+
+def expand(
+    strategy: StrategyConfig, groups: LayerGroups, total_epochs: float | None
+) -> list[Stage]:
+    """Turn a strategy into stages.
+
+    Args:
+        strategy: the name and its options.
+        groups: the model's layer groups.
+        total_epochs: `training.num_train_epochs` where the config sets it.
+
+    Raises:
+        InputError: the strategy needs an order of layers that the model doesn't have.
+    """
+    match strategy:
+        case Frozen():
+            return [_stage(strategy, name="head", freeze="backbone")]
+        case Full():
+            return [_stage(strategy, name="whole", freeze="none")]
+        case LpFt():
+            return _lp_ft(strategy, total_epochs)
+        case Gradual():
+            return _gradual(strategy, groups, total_epochs)
+
+
+def _stage(options: StageFields, **fields: Any) -> Stage:
+    """Make a stage of a strategy's stage fields, some of them replaced."""
+    kept = options.model_dump(include=set(StageFields.model_fields), exclude_none=True)
+    return Stage.model_validate({**kept, **fields})
+
+
+def _lp_ft(options: LpFt, total_epochs: float | None) -> list[Stage]:
+    whole = options.epochs or total_epochs or DEFAULT_EPOCHS
+    head = options.head_epochs
+    if head is None:
+        head = whole / 2
+        rest: dict[str, Any] = {"epochs": whole - head} if options.steps is None else {}
+    else:
+        rest = {} if options.steps is not None else {"epochs": whole}
+    probe: dict[str, Any] = {"name": "head", "freeze": "backbone", "epochs": head, "steps": None}
+    if options.head_learning_rate is not None:
+        probe["learning_rate"] = options.head_learning_rate
+    return [_stage(options, **probe), _stage(options, name="whole", freeze="none", **rest)]
+
+
+def _gradual(options: Gradual, groups: LayerGroups, total_epochs: float | None) -> list[Stage]:
+    """Head first, then `groups_per_step` more groups a stage, from the top of every tower."""
+    groups.require_order("strategy gradual")
+    lowest = _lowest_group(options.last_group, groups)
+    thawed = [0, *range(options.groups_per_step, groups.depth - lowest, options.groups_per_step)]
+    thawed.append(groups.depth - lowest)
+    lengths = _lengths(options, len(thawed), total_epochs)
+    rates = {} if options.rate_decay is None else {"layer_decay": options.rate_decay}
+    return [
+        _stage(
+            options,
+            name="head" if not count else "whole" if count == groups.depth else f"top-{count}",
+            freeze=_all_but_the_top(count, groups),
+            **{"epochs": None, "steps": None, **length, **rates},
+        )
+        for count, length in zip(thawed, lengths, strict=False)
+    ]
+
+
+def _lowest_group(last_group: str | int, groups: LayerGroups) -> int:
+    """Return how many groups stay frozen for good below the last one to thaw."""
+    if isinstance(last_group, int):
+        if not 0 <= last_group < groups.depth:
+            raise InputError(
+                f"strategy.last_group: {last_group} is not a number from 0 to {groups.depth - 1}"
+            )
+        return last_group
+    for body in groups.towers.values():
+        for number, group in enumerate(body):
+            if group.name == last_group:
+                return number
+    names = [group.name for body in groups.towers.values() for group in body]
+    raise InputError(f"strategy.last_group: no group {last_group!r}{nearest(last_group, names)}")
+
+
+def _lengths(options: Gradual, stages: int, total_epochs: float | None) -> list[dict[str, Any]]:
+    """Share the whole length out: a fixed length a stage, and what is left to the last one."""
+    if options.steps_per_group is not None or options.steps is not None:
+        per_stage, whole, unit = options.steps_per_group, options.steps, "steps"
+        if per_stage is None:
+            per_stage = max(1, (whole or 0) // stages)
+        kind: type = int
+    else:
+        per_stage, whole, unit = options.epochs_per_group or 1.0, options.epochs, "epochs"
+        whole = whole or total_epochs
+        kind = float
+    if whole is None:
+        return [{unit: per_stage}] * stages
+    fitting = min(stages, math.ceil(whole / per_stage))
+    last = whole - per_stage * (fitting - 1)
+    return [{unit: kind(per_stage)}] * (fitting - 1) + [{unit: kind(last)}]
+
+
+def _all_but_the_top(count: int, groups: LayerGroups) -> Any:
+    """Return the `freeze` that leaves the top `count` groups of every tower learning."""
+    if count == 0:
+        return "backbone"
+    if count == groups.depth:
+        return "none"
+    if all(len(body) == groups.depth for body in groups.towers.values()):
+        return groups.depth - count
+    frozen = [group.name for body in groups.towers.values() for group in body[: len(body) - count]]
+    return tuple(frozen)

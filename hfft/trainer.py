@@ -1,0 +1,114 @@
+"""The Trainer of one stage: Hugging Face's own, overriding as little as possible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback
+
+from hfft.errors import InputError
+from hfft.optim import OptimizerState, carry_state, parameter_groups, state_by_name
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite; raised before the weights are touched."""
+
+
+class StageTrainer(Trainer):
+    """Trains one stage.
+
+    A stage is one prepare-and-train: the optimizer and the distributed wrapper are made for what
+    learns in it. Thawing a layer under an existing one is silently wrong (DDP replicas drift
+    apart, the optimizer never moves it).
+
+    Args:
+        rates: each parameter's peak learning rate.
+        carried: the earlier stage's optimizer state by parameter name.
+        span: `(before, whole)` in optimizer steps, for a schedule over the whole run; None for a
+            schedule of the stage's own.
+        **trainer: transformers.Trainer's own arguments.
+
+    Raises:
+        InputError: FSDP or DeepSpeed, under which carrying state over is not supported.
+    """
+
+    def __init__(
+        self,
+        *,
+        rates: Mapping[str, float],
+        carried: OptimizerState,
+        span: tuple[int, int] | None = None,
+        **trainer: Any,
+    ) -> None:
+        super().__init__(**trainer)
+        self._rates, self._carried, self._span = rates, carried, span
+        self.remove_callback(PrinterCallback)  # it prints to standard output
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise InputError(
+                "FSDP and DeepSpeed are not supported by stages; launch with DDP "
+                "(configs/accelerate/one_node_multi_gpu.yaml)"
+            )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer of this stage's groups, with the state that is carried over."""
+        if self.optimizer is None:
+            model = model or self.model
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            decayed = set(self.get_decay_parameter_names(model))
+            groups = parameter_groups(model, self._rates, decayed, self.args.weight_decay)
+            self.optimizer = kind(groups, **options)
+            carry_state(self.optimizer, self._carried)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Make the stage's schedule, or this stage's part of the run's."""
+        if self._span is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        before, whole = self._span
+        scheduler = super().create_scheduler(whole, optimizer)
+        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            raise InputError(
+                f"schedule: run does not go with {self.args.lr_scheduler_type}; use schedule: stage"
+            )
+        scheduler.lr_lambdas = [
+            lambda step, shape=shape: shape(before + step) for shape in scheduler.lr_lambdas
+        ]
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):
+            group["lr"] = rate
+        return scheduler
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Stop at a loss that is no number, before the optimizer steps on it."""
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}, at a learning "
+                f"rate of {self._get_learning_rate():.3g}"
+            )
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate without drawing from the generators that training goes on with."""
+        with torch.random.fork_rng():
+            return super().evaluate(*args, **kwargs)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return 0: the estimate walks over all parameters in every step, and nobody reads it."""
+        return 0
+
+    def optimizer_state(self) -> OptimizerState:
+        """Return what the next stage may carry on with, by parameter name."""
+        optimizer = self.optimizer
+        return state_by_name(getattr(optimizer, "optimizer", optimizer))
+
+    def release(self) -> None:
+        """Undo what preparing did to the model, so that the next stage can prepare it anew."""
+        self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()

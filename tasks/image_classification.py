@@ -1,0 +1,275 @@
+"""Image to class: any timm model and any transformers image classifier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PretrainedConfig,
+    TimmWrapperConfig,
+    TimmWrapperImageProcessor,
+)
+
+from hfft.registry import register
+from hfft.task import (
+    Column,
+    InputError,
+    ModelConfig,
+    Row,
+    Section,
+    Task,
+    Transform,
+    find_images,
+    open_image,
+)
+
+
+class Augmentation(Section):
+    """Random changes to training images, in the order they are made. Left out: no change."""
+
+    scale: tuple[float, float] | None = Field(
+        None, description="share of the image's area that a random crop covers, such as [0.35, 1]"
+    )
+    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="aspect ratios of that crop")
+    rotate: float = Field(0, ge=0, le=180, description="degrees, either way")
+    translate: float = Field(0, ge=0, le=1, description="shift, as a share of the side")
+    zoom: tuple[float, float] | None = Field(None, description="range of a rescaling factor")
+    shear: float = Field(0, ge=0, lt=90, description="degrees, either way")
+    horizontal_flip: float = Field(0, ge=0, le=1, description="probability")
+    vertical_flip: float = Field(0, ge=0, le=1, description="probability")
+    color_jitter: float = Field(0, ge=0, description="brightness, contrast and saturation")
+    auto_augment: str | None = Field(
+        None, description="a policy by timm's name: rand-m9-mstd0.5-inc1, trivialaugment …"
+    )
+
+
+DEFAULT_AUGMENTATION = Augmentation(scale=(0.35, 1.0), horizontal_flip=0.5)
+
+
+class Options(Section):
+    """The image task's own keys."""
+
+    image_size: int | None = Field(None, gt=0, description="pixels a side; default: the model's")
+    crop_pct: float | None = Field(
+        None, gt=0, le=1, description="share of the resized image that the centre crop keeps"
+    )
+    augmentation: Literal["none", "default"] | Augmentation = Field(
+        "default", description="default: random resized crops and horizontal flips"
+    )
+
+
+@register("image-classification")
+class ImageClassification(Task):
+    """Image to one of several classes, by cross-entropy."""
+
+    columns = {
+        "image": Column(
+            "image", ("image", "img", "path", "file_name", "file", "filename", "image_path")
+        ),
+        "label": Column("label", ("label", "labels", "class", "target", "category")),
+    }
+    Options = Options
+    metric = "accuracy"
+    auto_model = AutoModelForImageClassification
+    model_suffix = "ForImageClassification"
+    options: Options
+
+    def configure(self, config: PretrainedConfig, labels: Sequence[str]) -> None:
+        """Name the classes and, where options ask for it, change the input size."""
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
+        config.problem_type = "single_label_classification"
+        if isinstance(config, TimmWrapperConfig):
+            config.label_names = list(labels)
+            _resize_timm(config, self.options)
+
+    def load_processor(self, source: ModelConfig, config: PretrainedConfig) -> Any:
+        """Return the model's own image processor, at the size the options ask for."""
+        if isinstance(config, TimmWrapperConfig):
+            return TimmWrapperImageProcessor(config.pretrained_cfg, config.architecture)
+        changes = {}
+        if (size := self.options.image_size) is not None:
+            changes["size"] = {"height": size, "width": size}
+            config.image_size = size
+        if self.options.crop_pct is not None:
+            raise InputError("task.crop_pct: is for timm models; set task.image_size instead")
+        try:
+            return AutoImageProcessor.from_pretrained(
+                source.name,
+                revision=source.revision,
+                trust_remote_code=source.trust_remote_code,
+                **changes,
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"model: {source.name} has no image processor (preprocessor_config.json): {error}"
+            ) from error
+
+    def transform(self, processor: Any, *, training: bool) -> Transform:
+        """Return image to `pixel_values` of shape (C, H, W) and its class number."""
+        augment = _augment(self.options, processor) if training else _unchanged
+
+        def inputs(row: Row) -> dict[str, Any]:
+            image = augment(open_image(row["image"]))
+            pixels = processor(image, return_tensors="pt")["pixel_values"][0]
+            return {"pixel_values": pixels, "labels": row["label"]}
+
+        return inputs
+
+    def collate(self, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Stack to `pixel_values` of shape (B, C, H, W) and `labels` of shape (B,)."""
+        return {
+            "pixel_values": torch.stack([example["pixel_values"] for example in inputs]),
+            "labels": torch.tensor([example["labels"] for example in inputs]),
+        }
+
+    def read_inputs(self, given: Sequence[str]) -> list[tuple[str, Any]]:
+        """Open image files, and all images in folders."""
+        files: list[Path] = []
+        for path in map(Path, given):
+            found = list(find_images(path)) if path.is_dir() else [path]
+            if not found:
+                raise InputError(f"{path}: the folder holds no images")
+            files += found
+        return [(str(path), open_image({"path": str(path), "bytes": None})) for path in files]
+
+    def metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Score logits of shape (N, classes): accuracy, and F1 averaged over the classes seen."""
+        guesses = predictions.argmax(axis=-1)
+        return {
+            "accuracy": float(accuracy_score(labels, guesses)),
+            "macro_f1": float(f1_score(labels, guesses, average="macro", zero_division=0)),
+        }
+
+    def scores_by_label(
+        self, predictions: np.ndarray, labels: np.ndarray, names: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """Return precision, recall, F1 and the number of examples of each class."""
+        columns = precision_recall_fscore_support(
+            labels, predictions.argmax(axis=-1), labels=range(len(names)), zero_division=0
+        )
+        return [
+            {
+                "label": name,
+                "precision": float(precision),
+                "recall": float(recall),
+                "f1": float(f1),
+                "examples": int(examples),
+            }
+            for name, precision, recall, f1, examples in zip(names, *columns, strict=True)
+        ]
+
+    def draw(
+        self, folder: Path, predictions: np.ndarray, labels: np.ndarray, names: Sequence[str]
+    ) -> list[Path]:
+        """Draw the confusion matrix; beyond 40 classes without names and numbers."""
+        from matplotlib.figure import Figure
+        from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+
+        matrix = confusion_matrix(labels, predictions.argmax(axis=-1), labels=range(len(names)))
+        side = min(4 + 0.35 * len(names), 20)
+        figure = Figure(figsize=(side, side), layout="constrained")
+        few = len(names) <= 40
+        display = ConfusionMatrixDisplay(matrix, display_labels=names if few else None)
+        axes = figure.subplots()
+        display.plot(ax=axes, include_values=few, cmap="Blues", colorbar=False)
+        axes.tick_params(axis="x", rotation=90 if max(map(len, names)) > 2 else 0)
+        if not few:
+            axes.set(xticks=[], yticks=[])
+        path = folder / "confusion_matrix.png"
+        figure.savefig(path, dpi=120)
+        return [path]
+
+
+def _resize_timm(config: TimmWrapperConfig, options: Options) -> None:
+    changed = dict(config.pretrained_cfg)
+    if options.image_size is not None:
+        changed["input_size"] = (changed["input_size"][0], options.image_size, options.image_size)
+        if changed.get("fixed_input_size"):
+            config.model_args = {**(config.model_args or {}), "img_size": options.image_size}
+    if options.crop_pct is not None:
+        changed["crop_pct"] = options.crop_pct
+    config.pretrained_cfg = changed
+
+
+def _unchanged(image: Image.Image) -> Image.Image:
+    return image
+
+
+def _augment(options: Options, processor: Any) -> Callable[[Image.Image], Image.Image]:
+    """Return the random changes; the processor's own resizing and normalisation come after."""
+    if options.augmentation == "none":
+        return _unchanged
+    chosen = options.augmentation
+    if chosen == "default":
+        chosen = DEFAULT_AUGMENTATION
+    from torchvision.transforms import v2
+
+    height, width = _resized_size(processor)
+    steps: list[Any] = []
+    if chosen.scale is not None:
+        steps.append(
+            v2.RandomResizedCrop(
+                (height, width),
+                scale=chosen.scale,
+                ratio=chosen.ratio,
+                interpolation=v2.InterpolationMode.BICUBIC,
+            )
+        )
+    if chosen.rotate or chosen.translate or chosen.zoom or chosen.shear:
+        steps.append(
+            v2.RandomAffine(
+                chosen.rotate,
+                translate=(chosen.translate, chosen.translate),
+                scale=chosen.zoom,
+                shear=chosen.shear or None,
+                interpolation=v2.InterpolationMode.BILINEAR,
+            )
+        )
+    steps += [v2.RandomHorizontalFlip(chosen.horizontal_flip)] if chosen.horizontal_flip else []
+    steps += [v2.RandomVerticalFlip(chosen.vertical_flip)] if chosen.vertical_flip else []
+    if chosen.color_jitter:
+        steps.append(v2.ColorJitter(*[chosen.color_jitter] * 3))
+    if chosen.auto_augment is not None:
+        steps.append(_policy(chosen.auto_augment, height, width))
+    return v2.Compose(steps) if steps else _unchanged
+
+
+def _policy(name: str, height: int, width: int) -> Any:
+    from timm.data.transforms_factory import create_transform
+
+    try:
+        whole = create_transform(
+            (3, height, width), is_training=True, auto_augment=name, separate=True
+        )
+    except (AssertionError, ValueError, KeyError) as error:
+        raise InputError(
+            f"task.augmentation.auto_augment: timm knows no {name!r}: {error}"
+        ) from error
+    return whole[1]
+
+
+def _resized_size(processor: Any) -> tuple[int, int]:
+    """Return the height and width in pixels that the processor resizes to, before it crops.
+
+    A random crop of this size passes the processor's own resizing unchanged.
+    """
+    if isinstance(processor, TimmWrapperImageProcessor):
+        _, height, width = processor.data_config["input_size"]
+        crop = processor.data_config["crop_pct"]
+        return math.floor(height / crop), math.floor(width / crop)
+    size = processor.size
+    if "height" in size:
+        return size["height"], size["width"]
+    edge = size["shortest_edge"]
+    return edge, edge

@@ -1,0 +1,183 @@
+"""Images are opened as people see them, and every one that can't be is named beforehand."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from hfft.errors import InputError
+from hfft.images import check_images, class_folders, find_images, image_splits, open_image
+
+
+def save(path: Path, image: Image.Image | None = None, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image or Image.new("RGB", (8, 8), "red")).save(path, **options)
+    return path
+
+
+def opened(path: Path) -> Image.Image:
+    return open_image({"path": str(path), "bytes": None})
+
+
+def truncated_jpeg(path: Path) -> Path:
+    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3)).astype(np.uint8)
+    save(path, Image.fromarray(noise), format="JPEG")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+def column(*paths: Path | None) -> datasets.Dataset:
+    rows = [path and str(path) for path in paths]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    return datasets.Dataset.from_dict({"image": rows}, features=features)
+
+
+def test_orientation_mark_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert opened(save(tmp_path / "a.jpg", Image.new("RGB", (8, 4)), exif=exif)).size == (4, 8)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_pixels_become_white(tmp_path: Path, mode: str) -> None:
+    picture = Image.new("RGBA", (2, 2), (0, 0, 0, 0)).convert(mode)
+    assert opened(save(tmp_path / "a.png", picture)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_transparent_palette_entry_becomes_white(tmp_path: Path) -> None:
+    picture = Image.new("P", (2, 2), 0)
+    picture.putpalette([0, 0, 0, 255, 0, 0])
+    picture.putpixel((1, 1), 1)
+    image = opened(save(tmp_path / "a.png", picture, transparency=0))
+    assert [image.getpixel(at) for at in ((0, 0), (1, 1))] == [(255, 255, 255), (255, 0, 0)]
+
+
+def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.full((4, 4), 32896, dtype=np.uint16))
+    assert opened(save(tmp_path / "a.png", grey)).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    image = opened(save(tmp_path / "a.jpg", Image.new("CMYK", (8, 8), (0, 0, 0, 0))))
+    assert (image.mode, image.getpixel((0, 0))) == ("RGB", (255, 255, 255))
+
+
+def test_bytes_are_opened_without_a_file() -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (3, 2)).save(buffer, "PNG")
+    image = open_image({"path": None, "bytes": buffer.getvalue()})
+    assert (image.size, image.mode) == ((3, 2), "RGB")
+
+
+def test_open_error_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("hello")
+    with pytest.raises(
+        InputError, match=r'image ".*notes\.png" can\'t be read: its content is not'
+    ):
+        opened(tmp_path / "notes.png")
+
+
+def test_float_pixels_are_refused_rather_than_guessed(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.tiff", Image.new("F", (4, 4), 0.5))
+    with pytest.raises(InputError, match="32-bit floats of unknown range"):
+        opened(path)
+    assert "32-bit floats" in check_images(column(path), "image")[0][2]
+
+
+def test_too_many_pixels_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(InputError, match=r"too many pixels.*make it smaller"):
+        opened(path)
+
+
+def test_check_finds_every_kind_of_bad_image_with_its_row(tmp_path: Path) -> None:
+    good = save(tmp_path / "good.jpg")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    bad = check_images(
+        column(
+            good,
+            truncated_jpeg(tmp_path / "short.jpg"),
+            tmp_path / "empty.png",
+            tmp_path / "folder.png",
+            tmp_path / "absent.png",
+            None,
+            good,
+        ),
+        "image",
+    )
+    assert [row for row, _, _ in bad] == [1, 2, 3, 4, 5]
+    assert [Path(path).name for _, path, _ in bad][:4] == [
+        "short.jpg",
+        "empty.png",
+        "folder.png",
+        "absent.png",
+    ]
+    for (_, _, reason), expected in zip(
+        bad,
+        ["truncated", "the file is empty", "it is a folder", "no such file", "names no image"],
+        strict=True,
+    ):
+        assert expected in reason
+
+
+def test_check_of_good_images_finds_nothing_past_one_batch(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png")
+    assert check_images(column(*[path] * 300), "image") == []
+
+
+def test_check_numbers_rows_past_one_batch(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png")
+    found = check_images(column(*[path] * 299, tmp_path / "absent.png"), "image")
+    assert [row for row, _, _ in found] == [299]
+
+
+def test_finding_ignores_hidden_files_and_takes_upper_case_nested_and_unicode(
+    tmp_path: Path,
+) -> None:
+    for name in ("b c.PNG", "é/ü 1.JPeG", "a.png", ".hidden.png", "__MACOSX/x.png", ".git/y.png"):
+        save(tmp_path / name, format="PNG")
+    (tmp_path / "notes.txt").touch()
+    found = [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)]
+    assert found == ["a.png", "b c.PNG", "é/ü 1.JPeG"]
+
+
+def test_finding_survives_a_loop_of_links(tmp_path: Path) -> None:
+    save(tmp_path / "cat" / "a.png")
+    os.symlink(tmp_path, tmp_path / "cat" / "loop")
+    assert len(list(find_images(tmp_path))) == 1
+
+
+def test_linked_class_folder_counts(tmp_path: Path) -> None:
+    save(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "data").mkdir()
+    os.symlink(tmp_path / "elsewhere", tmp_path / "data" / "cat")
+    assert len(class_folders(tmp_path / "data")["cat"]) == 1
+
+
+def test_a_folder_named_train_with_images_is_a_class(tmp_path: Path) -> None:
+    for name in ("car", "train"):
+        save(tmp_path / name / "a.png")
+    assert image_splits(tmp_path) == {"train": tmp_path}
+
+
+def test_split_folders_are_recognised_whatever_their_case(tmp_path: Path) -> None:
+    for name in ("Train", "val"):
+        save(tmp_path / name / "cat" / "a.png")
+    assert image_splits(tmp_path) == {"train": tmp_path / "Train", "val": tmp_path / "val"}
+
+
+def test_images_outside_any_class_are_an_error(tmp_path: Path) -> None:
+    save(tmp_path / "cat" / "a.png")
+    save(tmp_path / "b.png")
+    with pytest.raises(InputError, match=r"directly in .* move each into the folder of its class"):
+        class_folders(tmp_path)
