@@ -1,4 +1,4 @@
-"""Pydantic's errors as lines a user can act on: the dotted path, what is wrong, the nearest name."""
+"""Pydantic's errors as lines to act on: the dotted path, what is wrong, the nearest name."""
 
 from __future__ import annotations
 

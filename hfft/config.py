@@ -1,4 +1,4 @@
-"""The schema of the YAML file: what may be written, in which units, and what is said when it is wrong.
+"""The schema of the YAML file: what may be written, in which units, and what is wrong with it.
 
 Reading a config imports neither torch nor transformers unless the file has a `training:` section,
 whose keys are those of `transformers.TrainingArguments`.

@@ -34,10 +34,11 @@ class ExampleDataset(Dataset[dict[str, Any]]):
         self.transform = transform
         self.seed = seed
         # in shared memory, so that workers that outlive an epoch see the next one
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's data loader at the start of each epoch."""
+        """Take the number of passes completed; EpochCallback calls this."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:

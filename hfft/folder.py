@@ -90,7 +90,7 @@ class RunFolder:
         return self.checkpoints / trial / "result.json"
 
     def close(self, metrics: dict[str, Any]) -> None:
-        """Write the metrics, which mark the run as complete; a complete run needs no checkpoints."""
+        """Write the metrics, which mark the run as complete; checkpoints have served then."""
         write_json(self.metrics, metrics)
         for path in self.checkpoints.iterdir():
             shutil.rmtree(path)

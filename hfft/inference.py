@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from transformers import AutoConfig, PretrainedConfig, Trainer, TrainingArguments, pipeline
@@ -114,7 +114,7 @@ def predict(model: FinishedModel, inputs: Sequence[str]) -> Iterator[dict[str, A
         InputError: an input can't be read.
     """
     read = model.task.read_inputs(inputs)
-    run = pipeline(model.task.name, model=str(model.folder))
+    run: Any = pipeline(cast(Any, model.task.name), model=str(model.folder))
     for name, value in read:
         yield {"input": name, "scores": run(value)}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -129,20 +129,25 @@ def find_layer_groups(model: PreTrainedModel) -> LayerGroups:
     """
     towers = {name: child for name, child in model.named_children() if name.endswith("_model")}
     name = type(model).__name__
-    if hasattr(model, "timm_model"):
-        body, head = _timm_groups(model.timm_model, "timm_model.")
+    if isinstance(timm_model := getattr(model, "timm_model", None), nn.Module):
+        body, head = _timm_groups(timm_model, "timm_model.")
         return LayerGroups({"backbone": body}, head, model_name=model.config.architecture)
     if len(towers) >= 2:
-        bodies = {tower: _tower(child, f"{tower}.") for tower, child in towers.items()}
-        groups = {tower.removesuffix("_model"): body or () for tower, body in bodies.items()}
-        ordered = all(bodies.values())
+        bodies = {
+            tower.removesuffix("_model"): (child, f"{tower}.", frozenset[str]())
+            for tower, child in towers.items()
+        }
     else:
-        body = _tower(*_base(model))
-        ordered = bool(body)
-        groups = {"backbone": body or (_everything("backbone", *_base(model)),)}
-    covered = {n for body in groups.values() for group in body for n in group.parameters}
-    head = tuple(n for n, _ in model.named_parameters() if n not in covered)
-    return LayerGroups(groups, LayerGroup("head", head), ordered=ordered, model_name=name)
+        bodies = {"backbone": _base(model)}
+    found = {tower: _tower(*body) for tower, body in bodies.items()}
+    groups = {
+        tower: ordered or (_everything(tower, *bodies[tower]),) for tower, ordered in found.items()
+    }
+    covered = {n for ordered in groups.values() for group in ordered for n in group.parameters}
+    rest = tuple(n for n, _ in model.named_parameters() if n not in covered)
+    return LayerGroups(
+        groups, LayerGroup("head", rest), ordered=all(found.values()), model_name=name
+    )
 
 
 def frozen_modules(model: nn.Module) -> list[nn.Module]:
@@ -185,8 +190,8 @@ def _tower(
     module: nn.Module, prefix: str, leave_out: frozenset[str] = frozenset()
 ) -> tuple[LayerGroup, ...] | None:
     """Return one tower's groups, or None where no order can be found."""
-    if hasattr(module, "timm_model"):
-        body, head = _timm_groups(module.timm_model, f"{prefix}timm_model.")
+    if isinstance(timm_model := getattr(module, "timm_model", None), nn.Module):
+        body, head = _timm_groups(timm_model, f"{prefix}timm_model.")
         last = LayerGroup(body[-1].name, body[-1].parameters + head.parameters)
         return (*body[:-1], last)
     stacks = _block_lists(module)
@@ -261,7 +266,7 @@ def _used_by_all_blocks(module: nn.Module, stacks: Iterable[str]) -> tuple[str, 
     return tuple(prefixes)
 
 
-def _timm_groups(model: nn.Module, prefix: str) -> tuple[tuple[LayerGroup, ...], LayerGroup]:
+def _timm_groups(model: Any, prefix: str) -> tuple[tuple[LayerGroup, ...], LayerGroup]:
     """Group a timm model by its own matcher: CNN stages or transformer blocks, then its head."""
     from timm.models import group_parameters
 

@@ -201,9 +201,9 @@ def _first(*values: float | None, default: float) -> float:
 
 def steps_per_epoch(examples: int, training: Mapping[str, Any], processes: int) -> int:
     """Return the optimizer steps of one pass, as the Trainer counts them."""
-    batch = training.get("per_device_train_batch_size", DEFAULT_BATCH_SIZE) * processes
+    batch = int(training.get("per_device_train_batch_size", DEFAULT_BATCH_SIZE)) * processes
     batches = examples // batch if training.get("dataloader_drop_last") else -(-examples // batch)
-    return max(1, -(-batches // training.get("gradient_accumulation_steps", 1)))
+    return max(1, -(-batches // int(training.get("gradient_accumulation_steps", 1))))
 
 
 def _hardware_notes(config: Config) -> list[str]:

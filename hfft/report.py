@@ -95,7 +95,7 @@ def comparison(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _groups(plan: Plan) -> str:
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for tower, groups in plan.groups.towers.items():
         for number, group in enumerate(groups):
             size = sum(plan.sizes[name] for name in group.parameters)

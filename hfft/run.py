@@ -22,7 +22,7 @@ from hfft.config import Config, load_config
 from hfft.errors import InputError, RunFailedError
 from hfft.examples import ExampleDataset
 from hfft.folder import RunFolder, describe_environment
-from hfft.hooks import LogCallback, ProgressCallback, ReplicasCallback
+from hfft.hooks import EpochCallback, LogCallback, ProgressCallback, ReplicasCallback
 from hfft.hooks.freeze import kept_in_eval
 from hfft.hooks.log import drop_unfinished
 from hfft.hub import push, write_card
@@ -186,7 +186,7 @@ class _TrialRun:
                 for note in loaded.notes:
                     logger.info(note)
         # the loss is a plain mean over the batch, so the Trainer must divide by accumulation
-        model.accepts_loss_kwargs = False
+        model.accepts_loss_kwargs = False  # type: ignore[assignment]
         return model
 
     def _run_stage(
@@ -305,6 +305,7 @@ class _TrialRun:
         checkpoints = self.folder.stage(self.trial.name, number, stage.name)
         labels = {"trial": self.trial.name, "stage": stage.name}
         steps = [s.steps for s in self.trial.stages]
+        train = self._examples("train", number)
         return StageTrainer(
             rates=learning_rates(
                 self.plan.groups,
@@ -316,11 +317,12 @@ class _TrialRun:
             span=(sum(steps[:number]), sum(steps)) if config.schedule == "run" else None,
             model=model,
             args=training_arguments(config, planned, checkpoints.folder, seed=config.seed + number),
-            train_dataset=self._examples("train", number),
+            train_dataset=train,
             eval_dataset=self._examples("validation"),
             data_collator=self.plan.task.collate,
             compute_metrics=lambda p: self.plan.task.metrics(p.predictions, p.label_ids),
             callbacks=[
+                EpochCallback(train),
                 ReplicasCallback(),
                 SealCallback(),
                 LogCallback(self.folder.log, **labels),

@@ -98,20 +98,19 @@ def _lowest_group(last_group: str | int, groups: LayerGroups) -> int:
 
 def _lengths(options: Gradual, stages: int, total_epochs: float | None) -> list[dict[str, Any]]:
     """Share the whole length out: a fixed length a stage, and what is left to the last one."""
+    per_stage: float
+    whole: float | None
     if options.steps_per_group is not None or options.steps is not None:
-        per_stage, whole, unit = options.steps_per_group, options.steps, "steps"
-        if per_stage is None:
-            per_stage = max(1, (whole or 0) // stages)
-        kind: type = int
+        unit, whole = "steps", options.steps
+        per_stage = options.steps_per_group or max(1, (options.steps or 0) // stages)
     else:
-        per_stage, whole, unit = options.epochs_per_group or 1.0, options.epochs, "epochs"
-        whole = whole or total_epochs
-        kind = float
+        unit, whole = "epochs", options.epochs or total_epochs
+        per_stage = options.epochs_per_group or 1.0
     if whole is None:
         return [{unit: per_stage}] * stages
     fitting = min(stages, math.ceil(whole / per_stage))
     last = whole - per_stage * (fitting - 1)
-    return [{unit: kind(per_stage)}] * (fitting - 1) + [{unit: kind(last)}]
+    return [{unit: per_stage}] * (fitting - 1) + [{unit: last}]
 
 
 def _all_but_the_top(count: int, groups: LayerGroups) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -56,8 +57,8 @@ class StageTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer of this stage's groups, with the state that is carried over."""
         if self.optimizer is None:
-            model = model or self.model
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            model = model or self._bare_model()
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, cast(Any, model))
             decayed = set(self.get_decay_parameter_names(model))
             groups = parameter_groups(model, self._rates, decayed, self.args.weight_decay)
             self.optimizer = kind(groups, **options)
@@ -76,9 +77,7 @@ class StageTrainer(Trainer):
             raise InputError(
                 f"schedule: run does not go with {self.args.lr_scheduler_type}; use schedule: stage"
             )
-        scheduler.lr_lambdas = [
-            lambda step, shape=shape: shape(before + step) for shape in scheduler.lr_lambdas
-        ]
+        scheduler.lr_lambdas = [partial(_shifted, shape, before) for shape in scheduler.lr_lambdas]
         for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):
             group["lr"] = rate
         return scheduler
@@ -105,10 +104,18 @@ class StageTrainer(Trainer):
     def optimizer_state(self) -> OptimizerState:
         """Return what the next stage may carry on with, by parameter name."""
         optimizer = self.optimizer
-        return state_by_name(getattr(optimizer, "optimizer", optimizer))
+        return state_by_name(cast(Any, getattr(optimizer, "optimizer", optimizer)))
+
+    def _bare_model(self) -> nn.Module:
+        return cast(nn.Module, self.model)
 
     def release(self) -> None:
         """Undo what preparing did to the model, so that the next stage can prepare it anew."""
         self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
-        self.model_wrapped = self.model
+        self.model_wrapped = self._bare_model()
         self.accelerator.free_memory()
+
+
+def _shifted(shape: Callable[[int], float], before: int, step: int) -> float:
+    """Return the run's schedule at a stage's step."""
+    return shape(before + step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class Augmentation(Section):
 DEFAULT_AUGMENTATION = Augmentation(scale=(0.35, 1.0), horizontal_flip=0.5)
 
 
-class Options(Section):
+class ImageOptions(Section):
     """The image task's own keys."""
 
     image_size: int | None = Field(None, gt=0, description="pixels a side; default: the model's")
@@ -72,17 +72,21 @@ class Options(Section):
 class ImageClassification(Task):
     """Image to one of several classes, by cross-entropy."""
 
-    columns = {
+    columns: ClassVar = {
         "image": Column(
             "image", ("image", "img", "path", "file_name", "file", "filename", "image_path")
         ),
         "label": Column("label", ("label", "labels", "class", "target", "category")),
     }
-    Options = Options
+    Options = ImageOptions
     metric = "accuracy"
     auto_model = AutoModelForImageClassification
     model_suffix = "ForImageClassification"
-    options: Options
+
+    @property
+    def _own(self) -> ImageOptions:
+        """The options, of this task's type."""
+        return cast(ImageOptions, self.options)
 
     def configure(self, config: PretrainedConfig, labels: Sequence[str]) -> None:
         """Name the classes and, where options ask for it, change the input size."""
@@ -91,20 +95,20 @@ class ImageClassification(Task):
         config.problem_type = "single_label_classification"
         if isinstance(config, TimmWrapperConfig):
             config.label_names = list(labels)
-            _resize_timm(config, self.options)
+            _resize_timm(config, self._own)
 
     def load_processor(self, source: ModelConfig, config: PretrainedConfig) -> Any:
         """Return the model's own image processor, at the size the options ask for."""
         if isinstance(config, TimmWrapperConfig):
             return TimmWrapperImageProcessor(config.pretrained_cfg, config.architecture)
         changes = {}
-        if (size := self.options.image_size) is not None:
+        if (size := self._own.image_size) is not None:
             changes["size"] = {"height": size, "width": size}
             config.image_size = size
-        if self.options.crop_pct is not None:
+        if self._own.crop_pct is not None:
             raise InputError("task.crop_pct: is for timm models; set task.image_size instead")
         try:
-            return AutoImageProcessor.from_pretrained(
+            return cast(Any, AutoImageProcessor).from_pretrained(
                 source.name,
                 revision=source.revision,
                 trust_remote_code=source.trust_remote_code,
@@ -117,7 +121,7 @@ class ImageClassification(Task):
 
     def transform(self, processor: Any, *, training: bool) -> Transform:
         """Return image to `pixel_values` of shape (C, H, W) and its class number."""
-        augment = _augment(self.options, processor) if training else _unchanged
+        augment = _augment(self._own, processor) if training else _unchanged
 
         def inputs(row: Row) -> dict[str, Any]:
             image = augment(open_image(row["image"]))
@@ -191,7 +195,7 @@ class ImageClassification(Task):
         return [path]
 
 
-def _resize_timm(config: TimmWrapperConfig, options: Options) -> None:
+def _resize_timm(config: TimmWrapperConfig, options: ImageOptions) -> None:
     changed = dict(config.pretrained_cfg)
     if options.image_size is not None:
         changed["input_size"] = (changed["input_size"][0], options.image_size, options.image_size)
@@ -206,7 +210,7 @@ def _unchanged(image: Image.Image) -> Image.Image:
     return image
 
 
-def _augment(options: Options, processor: Any) -> Callable[[Image.Image], Image.Image]:
+def _augment(options: ImageOptions, processor: Any) -> Callable[[Image.Image], Image.Image]:
     """Return the random changes; the processor's own resizing and normalisation come after."""
     if options.augmentation == "none":
         return _unchanged

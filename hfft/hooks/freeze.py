@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hfft.layers import Freeze, find_layer_groups, frozen_modules
+
+
+def _stay(module: nn.Module, _mode: bool = True) -> nn.Module:
+    """Stand in for `module.train`, which returns the module."""
+    return module
 
 
 @contextmanager
@@ -22,7 +28,7 @@ def kept_in_eval(model: nn.Module) -> Iterator[None]:
     held = frozen_modules(model)
     for module in held:
         module.eval()
-        module.train = lambda _mode=True, _module=module: _module  # type: ignore[method-assign]
+        module.train = partial(_stay, module)  # type: ignore[method-assign]
     try:
         yield
     finally:
