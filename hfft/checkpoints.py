@@ -58,7 +58,7 @@ class StageCheckpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._finished = folder / "finished"
+        self.finished = folder / "finished"
 
     def newest(self, processes: int) -> Path | None:
         """Return the newest sealed checkpoint, or None.
@@ -86,7 +86,7 @@ class StageCheckpoints:
 
     def result(self) -> dict[str, Any] | None:
         """Return what the finished stage came to, or None if it isn't finished."""
-        path = self._finished / "result.json"
+        path = self.finished / "result.json"
         if not path.exists():
             return None
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -100,22 +100,22 @@ class StageCheckpoints:
         save_model(model, str(partial / "model.safetensors"))
         torch.save(optimizer, partial / "optimizer.pt")
         write_json(partial / "result.json", result)
-        partial.rename(self._finished)
+        partial.rename(self.finished)
         for path in self.folder.glob("checkpoint-*"):
             shutil.rmtree(path)
 
     def restore(self, model: nn.Module) -> OptimizerState:
         """Load the finished stage's weights into a model; return the optimizer state."""
-        load_model(model, self._finished / "model.safetensors")
+        load_model(model, self.finished / "model.safetensors")
         state: OptimizerState = torch.load(
-            self._finished / "optimizer.pt", map_location="cpu", weights_only=True
+            self.finished / "optimizer.pt", map_location="cpu", weights_only=True
         )
         return state
 
     def forget_weights(self) -> None:
         """Free the disk once the next stage has finished; the result stays."""
         for name in ("model.safetensors", "optimizer.pt"):
-            (self._finished / name).unlink(missing_ok=True)
+            (self.finished / name).unlink(missing_ok=True)
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -17,7 +17,7 @@ from hfft.errors import InputError, RunFailedError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return 0 when done, 1 when the run failed, 2 when the input is wrong."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     debug = bool(os.environ.get("HFFT_DEBUG"))
     _set_up_messages(debug)
     try:
@@ -126,6 +126,18 @@ def schema(_arguments: argparse.Namespace) -> None:
     print(json.dumps(json_schema(options), indent=2))
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line; overrides may stand before flags and after."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hfft", description="Fine-tuning: a task, and a list of stages, in one YAML file."
@@ -176,6 +188,7 @@ def _set_up_messages(debug: bool) -> None:
     )
     if not debug:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         warnings.filterwarnings("ignore")
         for library in ("torch.distributed", "accelerate", "huggingface_hub", "datasets"):

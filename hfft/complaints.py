@@ -33,6 +33,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, .
             lines[f"{place}: unknown key{hint}"] = None
         elif kind == "missing":
             lines[f"{place}: is missing"] = None
+        elif kind == "union_tag_not_found":
+            lines[f"{place}.{str(context['discriminator']).strip(chr(39))}: is missing"] = None
         elif kind in ("union_tag_invalid", "literal_error"):
             expected = [t.strip(" '") for t in re.split(r",| or ", _expected(context))]
             given = context.get("tag", item["input"])

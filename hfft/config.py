@@ -6,10 +6,9 @@ whose keys are those of `transformers.TrainingArguments`.
 
 from __future__ import annotations
 
-import difflib
-import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +26,7 @@ from pydantic import (
 
 from hfft.complaints import explain, nearest
 from hfft.errors import InputError
+from hfft.yaml_file import apply_override, read_yaml
 
 # Fields of TrainingArguments that another part of the config or the command line already decides.
 SET_ELSEWHERE = {
@@ -177,6 +177,9 @@ class Gradual(StageFields):
     def _one_of_each(self) -> Gradual:
         if self.epochs_per_group is not None and self.steps_per_group is not None:
             raise ValueError("epochs_per_group and steps_per_group exclude each other")
+        for whole, share in (("epochs", "steps_per_group"), ("steps", "epochs_per_group")):
+            if getattr(self, whole) is not None and getattr(self, share) is not None:
+                raise ValueError(f"{whole} and {share} don't add up; give both in the same unit")
         if self.rate_decay is not None and self.layer_decay is not None:
             raise ValueError("rate_decay and layer_decay are the same thing; keep one of them")
         return self
@@ -261,19 +264,24 @@ def load_config(path: str | Path, overrides: Sequence[str], task_options: TaskOp
     """
     path = Path(path)
     values = read_yaml(path)
+    misplaced: list[str] = []
     for assignment in overrides:
-        apply_override(values, assignment)
+        try:
+            apply_override(values, assignment)
+        except InputError as error:
+            misplaced += error.messages
     values.setdefault("output_dir", f"runs/{path.stem}")
     problems: list[str] = []
     config: Config | None = None
     try:
         config = Config.model_validate(values)
+        problems += _check_schedules(config)
     except ValidationError as error:
         problems += explain(error, Config, ())
     problems += _check_task_options(values.get("task"), task_options)
     problems += _check_training(values.get("training"))
-    if problems or config is None:
-        raise InputError([f"{path}: {problem}" for problem in problems])
+    if misplaced or problems or config is None:
+        raise InputError([*misplaced, *(f"{path}: {problem}" for problem in problems)])
     return config
 
 
@@ -301,82 +309,6 @@ def json_schema(task_options: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
     baseline = schema["properties"]["baselines"]
     baseline["items"] = {"anyOf": [baseline["items"], {"enum": ["scratch", "frozen"]}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `5e-5` as the number it is, and refuses a key that stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping; raise InputError with the line where it can't be read."""
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        near = difflib.get_close_matches(
-            path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        )
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise InputError(f"{path}: there is no such config file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: can't be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
-    return values
-
-
-def apply_override(values: dict[str, Any], assignment: str) -> None:
-    """Set one dotted key in place: `stages.0.epochs=2`, `training.max_steps=10`."""
-    key, equals, text = assignment.partition("=")
-    if not equals or not all(key.split(".")):
-        raise InputError(f"override {assignment!r}: expected key=value, such as seed=1")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"override {assignment!r}: the value is not valid YAML: {error}") from None
-    node: Any = values
-    *parents, last = key.split(".")
-    for depth, part in enumerate(parents):
-        where = ".".join(parents[: depth + 1])
-        if isinstance(node, list):
-            node = node[_index(node, part, where)]
-            continue
-        child = node.get(part)
-        if isinstance(child, str) and where in ("task", "model", "strategy"):
-            child = node[part] = {"name": child}
-        elif child is None:
-            child = node[part] = {}
-        elif not isinstance(child, dict | list):
-            raise InputError(f"override {assignment!r}: {where} is a value, it has no {last!r}")
-        node = child
-    if isinstance(node, list):
-        node[_index(node, last, key)] = value
-    else:
-        node[last] = value
-
-
-def _index(items: list[Any], part: str, where: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
-        raise InputError(f"override {where}: expected a number from 0 to {len(items) - 1}")
-    return int(part)
 
 
 def _check_task_options(task: object, task_options: TaskOptions) -> list[str]:
@@ -412,10 +344,38 @@ def _check_training(training: object) -> list[str]:
             problems.append(f"training.{key}: unknown key{nearest(str(key), names)}")
         else:
             try:
-                TypeAdapter(hints[key]).validate_python(value)
+                TypeAdapter(hints[key]).validate_python(value, strict=True)
+                problems += _check_choice(f"training.{key}", value, hints[key])
             except ValidationError as error:
                 message = error.errors()[0]["msg"]
                 problems.append(f"training.{key}: {message}, found {value!r}")
             except TypeError:
                 continue  # a type pydantic does not know: TrainingArguments checks it itself
     return problems
+
+
+def _check_schedules(config: Config) -> list[str]:
+    """Check the schedules that stages name, as `training.lr_scheduler_type` is checked."""
+    sections: dict[str, StageFields | None] = {"strategy": config.strategy}
+    sections |= {f"stages.{number}": stage for number, stage in enumerate(config.stages or [])}
+    sections |= {f"baselines.{number}": one for number, one in enumerate(config.baselines)}
+    named = {place: section.lr_scheduler_type for place, section in sections.items() if section}
+    if not any(named.values()):
+        return []
+    from transformers import SchedulerType
+
+    return [
+        problem
+        for place, name in named.items()
+        for problem in _check_choice(f"{place}.lr_scheduler_type", name, SchedulerType | None)
+    ]
+
+
+def _check_choice(place: str, value: object, hint: Any) -> list[str]:
+    """Check a name against the enum that TrainingArguments will turn it into."""
+    for kind in typing.get_args(hint):
+        if isinstance(kind, type) and issubclass(kind, Enum) and isinstance(value, str):
+            names = [str(member.value) for member in kind]
+            if value not in names:
+                return [f"{place}: {value!r} is none of its values{nearest(value, names)}"]
+    return []

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from hfft.checkpoints import StageCheckpoints, write_json
-from hfft.config import Config, dump_config, read_yaml
+from hfft.config import Config, dump_config
 from hfft.errors import InputError
+from hfft.yaml_file import read_yaml
 
 _OURS = (
     "config.yaml",

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError
 
 from hfft.errors import InputError, RunFailedError
 
@@ -69,7 +68,7 @@ def push(run: Path, repo_id: str, *, private: bool) -> str:
         api.upload_folder(
             repo_id=repo_id, folder_path=folder, commit_message="Add fine-tuned model"
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # the client raises what its transport does
         raise RunFailedError(
             f"push: {repo_id}: {str(error).splitlines()[0] if str(error) else error!r}; the model "
             f"is intact in {folder}; when the cause is mended: hfft push {run} {repo_id}"

@@ -48,25 +48,28 @@ def _stage(options: StageFields, **fields: Any) -> Stage:
 
 
 def _lp_ft(options: LpFt, total_epochs: float | None) -> list[Stage]:
-    whole = options.epochs or total_epochs or DEFAULT_EPOCHS
-    head = options.head_epochs
-    if head is None:
-        head = whole / 2
-        rest: dict[str, Any] = {"epochs": whole - head} if options.steps is None else {}
+    """Head first, then everything: half the length each, or `head_epochs` before the length."""
+    unit = "epochs" if options.steps is None else "steps"
+    whole: float = options.steps or options.epochs or total_epochs or DEFAULT_EPOCHS
+    probe: dict[str, Any] = {"epochs": None, "steps": None}
+    if options.head_epochs is not None:
+        probe["epochs"] = options.head_epochs
     else:
-        rest = {} if options.steps is not None else {"epochs": whole}
-    probe: dict[str, Any] = {"name": "head", "freeze": "backbone", "epochs": head, "steps": None}
+        half = whole / 2 if unit == "epochs" else max(1, int(whole) // 2)
+        probe[unit], whole = half, max(half, whole - half)
     if options.head_learning_rate is not None:
         probe["learning_rate"] = options.head_learning_rate
-    return [_stage(options, **probe), _stage(options, name="whole", freeze="none", **rest)]
+    return [
+        _stage(options, **{**probe, "name": "head", "freeze": "backbone"}),
+        _stage(options, **{unit: whole, "name": "whole", "freeze": "none"}),
+    ]
 
 
 def _gradual(options: Gradual, groups: LayerGroups, total_epochs: float | None) -> list[Stage]:
     """Head first, then `groups_per_step` more groups a stage, from the top of every tower."""
     groups.require_order("strategy gradual")
-    lowest = _lowest_group(options.last_group, groups)
-    thawed = [0, *range(options.groups_per_step, groups.depth - lowest, options.groups_per_step)]
-    thawed.append(groups.depth - lowest)
+    in_the_end = _groups_to_thaw(options.last_group, groups)
+    thawed = [*range(0, in_the_end, options.groups_per_step), in_the_end]
     lengths = _lengths(options, len(thawed), total_epochs)
     rates = {} if options.rate_decay is None else {"layer_decay": options.rate_decay}
     return [
@@ -80,18 +83,18 @@ def _gradual(options: Gradual, groups: LayerGroups, total_epochs: float | None) 
     ]
 
 
-def _lowest_group(last_group: str | int, groups: LayerGroups) -> int:
-    """Return how many groups stay frozen for good below the last one to thaw."""
+def _groups_to_thaw(last_group: str | int, groups: LayerGroups) -> int:
+    """Return how many groups thaw, from the top down to the last one, which is among them."""
     if isinstance(last_group, int):
         if not 0 <= last_group < groups.depth:
             raise InputError(
                 f"strategy.last_group: {last_group} is not a number from 0 to {groups.depth - 1}"
             )
-        return last_group
+        return groups.depth - last_group
     for body in groups.towers.values():
         for number, group in enumerate(body):
             if group.name == last_group:
-                return number
+                return len(body) - number
     names = [group.name for body in groups.towers.values() for group in body]
     raise InputError(f"strategy.last_group: no group {last_group!r}{nearest(last_group, names)}")
 
@@ -108,8 +111,8 @@ def _lengths(options: Gradual, stages: int, total_epochs: float | None) -> list[
         per_stage = options.epochs_per_group or 1.0
     if whole is None:
         return [{unit: per_stage}] * stages
-    fitting = min(stages, math.ceil(whole / per_stage))
-    last = whole - per_stage * (fitting - 1)
+    fitting = min(stages, math.ceil(round(whole / per_stage, 6)))  # 1.1 / 0.1 is a bit above 11
+    last = round(whole - per_stage * (fitting - 1), 6)
     return [{unit: per_stage}] * (fitting - 1) + [{unit: last}]
 
 
@@ -121,5 +124,5 @@ def _all_but_the_top(count: int, groups: LayerGroups) -> Any:
         return "none"
     if all(len(body) == groups.depth for body in groups.towers.values()):
         return groups.depth - count
-    frozen = [group.name for body in groups.towers.values() for group in body[: len(body) - count]]
-    return tuple(frozen)
+    lower = (body[: max(0, len(body) - count)] for body in groups.towers.values())
+    return tuple(group.name for body in lower for group in body)

@@ -1,0 +1,321 @@
+"""One training in execution: its stages one after the other, then its scores."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, TrainingArguments, set_seed
+
+from hfft.checkpoints import SealCallback, StageCheckpoints, write_json
+from hfft.config import Config
+from hfft.errors import InputError, RunFailedError
+from hfft.examples import ExampleDataset
+from hfft.folder import RunFolder
+from hfft.hooks import EpochCallback, LogCallback, ProgressCallback, ReplicasCallback
+from hfft.hooks.freeze import kept_in_eval
+from hfft.hooks.log import drop_unfinished
+from hfft.optim import OptimizerState, learning_rates
+from hfft.plan import Plan, PlannedStage, Trial
+from hfft.processes import has_accelerator, join_processes
+from hfft.source import initialise, load_weights
+from hfft.trainer import NonFiniteLossError, StageTrainer
+
+logger = logging.getLogger("hfft")
+
+_TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+class TrialRun:
+    """A trial in execution, from its start or from where a stopped run left it.
+
+    Args:
+        plan: the run it belongs to.
+        trial: which of the run's trials.
+        folder: where its checkpoints, and the main trial's model, are kept.
+    """
+
+    def __init__(self, plan: Plan, trial: Trial, folder: RunFolder) -> None:
+        self.plan, self.trial, self.folder = plan, trial, folder
+        self.processes = join_processes()
+
+    def result(self) -> dict[str, Any]:
+        """Return the trial's stages and scores, from where an earlier process left off."""
+        path = self.folder.trial_result(self.trial.name)
+        if path.exists():
+            done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return done
+        stages: list[dict[str, Any]] = []
+        model = self._model()
+        state: OptimizerState = {}
+        before: StageCheckpoints | None = None
+        in_memory = True
+        trainer: StageTrainer | None = None
+        for number, planned in enumerate(self.trial.stages):
+            checkpoints = self.folder.stage(self.trial.name, number, planned.stage.name)
+            finished = checkpoints.result()
+            if finished is not None:
+                in_memory = False
+            else:
+                if before is not None and not in_memory:
+                    state = before.restore(model)
+                    in_memory = True
+                if trainer is not None:
+                    trainer.release()
+                    del trainer
+                    gc.collect()  # the old distributed wrapper's hooks go with it
+                trainer, finished = self._run_stage(number, planned, model, state, checkpoints)
+                state = trainer.optimizer_state()
+                if self.processes.is_main_process:
+                    checkpoints.finish(model, state, finished)
+                    if before is not None:
+                        before.forget_weights()
+                self.processes.wait_for_everyone()
+            stages.append(finished)
+            before = checkpoints
+        if not in_memory and before is not None:
+            before.restore(model)
+        if trainer is None:
+            trainer = self._trainer(len(self.trial.stages) - 1, self.trial.stages[-1], model, {})
+        scores = self._score(trainer, model)
+        trainer.release()
+        result = {"stages": stages, **scores}
+        if self.processes.is_main_process:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, result)
+        self.processes.wait_for_everyone()
+        return result
+
+    def _model(self) -> PreTrainedModel:
+        """Return the model the trial starts from; its head is the same in every process."""
+        set_seed(self.plan.config.seed)
+        task, config = self.plan.task, self.plan.model_config
+        if self.trial.from_scratch:
+            model = initialise(task.auto_model, config)
+        else:
+            loaded = load_weights(task.auto_model, self.plan.config.model, config)
+            model = loaded.model
+            if self.trial.name == "main":
+                for note in loaded.notes:
+                    logger.info(note)
+        # the loss is a plain mean over the batch, so the Trainer must divide by accumulation
+        model.accepts_loss_kwargs = False  # type: ignore[assignment]
+        return model
+
+    def _run_stage(
+        self,
+        number: int,
+        planned: PlannedStage,
+        model: PreTrainedModel,
+        state: OptimizerState,
+        checkpoints: StageCheckpoints,
+    ) -> tuple[StageTrainer, dict[str, Any]]:
+        """Train one stage, from its newest checkpoint where there is one."""
+        stage = planned.stage
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in planned.frozen)
+        carried = state if stage.carry_optimizer_state else {}
+        trainer = self._trainer(number, planned, model, carried)
+        newest = checkpoints.newest(self.processes.num_processes)
+        self.processes.wait_for_everyone()
+        if self.processes.is_main_process:
+            checkpoints.discard_partial()
+            step = int(newest.name.rpartition("-")[2]) if newest else 0
+            drop_unfinished(self.folder.log, step, trial=self.trial.name, stage=stage.name)
+        self.processes.wait_for_everyone()
+        logger.info(
+            "%s, stage %d of %d, %s: %d steps, %s of %s parameters learn%s",
+            self.trial.name,
+            number + 1,
+            len(self.trial.stages),
+            stage.name,
+            planned.steps,
+            f"{planned.trainable_parameters:,}",
+            f"{planned.total_parameters:,}",
+            f"; goes on from {newest.name}" if newest else "",
+        )
+        started = time.monotonic()
+        first_step = int(newest.name.rpartition("-")[2]) if newest else 0
+        try:
+            with kept_in_eval(model):
+                trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+        except NonFiniteLossError as error:
+            raise RunFailedError(self._what_is_left(error, number)) from error
+        seconds = time.monotonic() - started
+        steps = trainer.state.global_step
+        examples = (steps - first_step) * trainer.args.train_batch_size
+        examples *= trainer.args.gradient_accumulation_steps * self.processes.num_processes
+        return trainer, {
+            "name": stage.name,
+            "epochs": round(trainer.state.epoch or 0.0, 4),
+            "steps": steps,
+            "trainable_parameters": planned.trainable_parameters,
+            "total_parameters": planned.total_parameters,
+            "seconds": round(seconds, 3),
+            "examples_per_second": round(examples / seconds, 2),
+            "feature_cache": None,
+            "eval": self._eval_of(trainer),
+        }
+
+    def _what_is_left(self, error: Exception, number: int) -> str:
+        """Say what broke, and which state is the last good one."""
+        stages = [
+            self.folder.stage(self.trial.name, i, planned.stage.name)
+            for i, planned in enumerate(self.trial.stages[: number + 1])
+        ]
+        newest = stages[-1].newest(self.processes.num_processes)
+        if newest is None and number > 0:
+            newest = stages[-2].finished
+        left = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        return (
+            f"stage {self.trial.stages[number].stage.name}: {error}; {left}. Lower the stage's "
+            f"learning_rate, or set training.max_grad_norm; the data may also hold values that "
+            f"are no numbers"
+        )
+
+    def _eval_of(self, trainer: StageTrainer) -> dict[str, float]:
+        """Return the scores on validation of the weights as they are now."""
+        last = next((e for e in reversed(trainer.state.log_history) if "eval_loss" in e), None)
+        fresh = last is not None and last["step"] == trainer.state.global_step
+        if last is None or not fresh or trainer.args.load_best_model_at_end:
+            last = trainer.evaluate()
+        return _scores(last, "eval_")
+
+    def _score(self, trainer: StageTrainer, model: PreTrainedModel) -> dict[str, Any]:
+        """Score the trained model on validation and test; the main trial leaves its pictures."""
+        splits = self.plan.data.splits
+        result: dict[str, Any] = {"test": None}
+        predictions: Any = None
+        for name, split in (("eval", "validation"), ("test", "test")):
+            if split in splits:
+                predictions = trainer.predict(self._examples(split), metric_key_prefix="eval")
+                result[name] = _scores(predictions.metrics, "eval_")
+        if self.trial.name == "main" and self.processes.is_main_process:
+            self._save_model(model)
+            guesses, labels = predictions.predictions, predictions.label_ids
+            self._write_details(np.asarray(guesses), np.asarray(labels))
+        return result
+
+    def _save_model(self, model: PreTrainedModel) -> None:
+        partial = self.folder.path / "model.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        save_model(model, self.plan.processor, partial)
+        shutil.rmtree(self.folder.model, ignore_errors=True)
+        partial.rename(self.folder.model)
+
+    def _write_details(self, predictions: np.ndarray, labels: np.ndarray) -> None:
+        task, names = self.plan.task, self.plan.labels
+        task.draw(self.folder.path, predictions, labels, names)
+        rows = task.scores_by_label(predictions, labels, names)
+        if rows:
+            path = self.folder.path / "per_class.csv"
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, rows[0].keys())
+                writer.writeheader()
+                writer.writerows(rows)
+
+    def _examples(self, split: str, number: int = 0) -> ExampleDataset:
+        transform = self.plan.task.transform(self.plan.processor, training=split == "train")
+        seed = self.plan.config.seed + number
+        return ExampleDataset(self.plan.data.splits[split], transform, seed=seed)
+
+    def _trainer(
+        self, number: int, planned: PlannedStage, model: PreTrainedModel, carried: OptimizerState
+    ) -> StageTrainer:
+        config, stage = self.plan.config, planned.stage
+        checkpoints = self.folder.stage(self.trial.name, number, stage.name)
+        labels = {"trial": self.trial.name, "stage": stage.name}
+        steps = [s.steps for s in self.trial.stages]
+        train = self._examples("train", number)
+        return StageTrainer(
+            rates=learning_rates(
+                self.plan.groups,
+                planned.learning_rate,
+                layer_decay=stage.layer_decay,
+                head_multiplier=stage.head_multiplier,
+            ),
+            carried=carried,
+            span=(sum(steps[:number]), sum(steps)) if config.schedule == "run" else None,
+            model=model,
+            args=training_arguments(config, planned, checkpoints.folder, seed=config.seed + number),
+            train_dataset=train,
+            eval_dataset=self._examples("validation"),
+            data_collator=self.plan.task.collate,
+            compute_metrics=lambda p: self.plan.task.metrics(p.predictions, p.label_ids),
+            callbacks=[
+                EpochCallback(train),
+                ReplicasCallback(),
+                SealCallback(),
+                LogCallback(self.folder.log, **labels),
+                ProgressCallback(f"{self.trial.name}: {stage.name}"),
+            ],
+        )
+
+
+def training_arguments(
+    config: Config, planned: PlannedStage, output_dir: Path, seed: int
+) -> TrainingArguments:
+    """Return one stage's TrainingArguments: ours, then `training`, then the stage's own."""
+    stage = planned.stage
+    ours = {
+        "report_to": "none",
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 2,
+        "logging_steps": 10,
+        "logging_first_step": True,
+        "use_cpu": not has_accelerator(),
+        "ddp_find_unused_parameters": False,  # what is frozen was frozen before wrapping
+        "dataloader_pin_memory": has_accelerator(),
+        "label_names": ["labels"],
+    }
+    of_stage = {
+        key: value
+        for key in ("weight_decay", "lr_scheduler_type", "warmup_steps")
+        if (value := getattr(stage, key)) is not None
+    }
+    fixed = {
+        "output_dir": str(output_dir),
+        "seed": seed,
+        "learning_rate": planned.learning_rate,
+        "num_train_epochs": planned.epochs,
+        "max_steps": planned.steps,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,  # it hides what StageTrainer stops at
+    }
+    values = {**ours, **config.training, **of_stage, **fixed}
+    # rotation deletes older checkpoints before the newest is sealed, so one more must stay
+    values["save_total_limit"] = max(2, values["save_total_limit"] or 2)
+    try:
+        arguments = TrainingArguments(**values)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"training: {error}") from error
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # nn.DataParallel is never right here; accelerate launch is
+    return arguments
+
+
+def save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
+    """Write what from_pretrained and transformers.pipeline load."""
+    model.save_pretrained(folder, safe_serialization=True)
+    processor.save_pretrained(folder)
+
+
+def _scores(metrics: dict[str, float], prefix: str) -> dict[str, float]:
+    return dict(_named(metrics, prefix))
+
+
+def _named(metrics: dict[str, float], prefix: str) -> Iterator[tuple[str, float]]:
+    for key, value in metrics.items():
+        name = key.removeprefix(prefix)
+        if key.startswith(prefix) and name not in _TIMINGS:
+            yield name, float(value)
