@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -24,10 +25,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> list[str]:
     """Return one line an error, each with its dotted path below `prefix`."""
     lines: dict[str, None] = {}
-    for item in error.errors():
-        location, section = _walk(model, item["loc"])
+    found = [(*_walk(model, item["loc"]), item) for item in error.errors()]
+    for location, section, item in found:
         place = ".".join((*prefix, *location))
         kind, context = item["type"], item.get("ctx", {})
+        if kind in ("literal_error", "model_type") and _other_form_meant(location, item, found):
+            continue
         if kind == "extra_forbidden":
             hint = nearest(location[-1], section.model_fields)
             lines[f"{place}: unknown key{hint}"] = None
@@ -44,6 +47,16 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, .
         else:
             lines[f"{place}: {item['msg']}, found {item['input']!r}"] = None
     return list(lines)
+
+
+def _other_form_meant(
+    location: list[str], item: ErrorDetails, found: list[tuple[list[str], Any, ErrorDetails]]
+) -> bool:
+    """Whether one form of a union complains (a name, a section) where the other one was written."""
+    others = [(place, other["type"]) for place, _, other in found if other is not item]
+    if isinstance(item["input"], dict):
+        return any(place[: len(location)] == location for place, _ in others)
+    return item["type"] == "model_type" and (location, "literal_error") in others
 
 
 def _expected(context: Mapping[str, Any]) -> str:
@@ -65,6 +78,8 @@ def _walk(
         if section is not None and part in section.model_fields:
             path.append(part)
             section = _section_of(section.model_fields[part].annotation, None)
+        elif section is not None and part == section.__name__:
+            continue  # the arm of a union
         elif (tagged := _section_of(_annotation(model, path), part)) is not None:
             section = tagged
         elif not _is_union_arm(part):

@@ -20,7 +20,6 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
-    WithJsonSchema,
     model_validator,
 )
 
@@ -53,10 +52,6 @@ class Section(BaseModel):
 def _named(value: object) -> object:
     """Let `strategy: gradual` stand for `strategy: {name: gradual}`."""
     return {"name": value} if isinstance(value, str) else value
-
-
-def _name_or(reference: str) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [{"type": "string"}, {"$ref": f"#/$defs/{reference}"}]})
 
 
 class TaskConfig(BaseModel):
@@ -125,7 +120,7 @@ class StageFields(Section):
 
 
 def _freeze(value: object) -> object:
-    if isinstance(value, list) and all(isinstance(pattern, str) for pattern in value) and value:
+    if isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value):
         return tuple(value)
     if value in ("none", "backbone") or (isinstance(value, int) and not isinstance(value, bool)):
         return value
@@ -215,8 +210,8 @@ class HubConfig(Section):
 class Config(Section):
     """One fine-tune: a task, a source model, data, and how to learn."""
 
-    task: Annotated[TaskConfig, BeforeValidator(_named), _name_or("TaskConfig")]
-    model: Annotated[ModelConfig, BeforeValidator(_named), _name_or("ModelConfig")]
+    task: Annotated[TaskConfig, BeforeValidator(_named)]
+    model: Annotated[ModelConfig, BeforeValidator(_named)]
     data: DataConfig
     strategy: Annotated[StrategyConfig | None, BeforeValidator(_named)] = Field(
         None, description="a name, or {name: ..., its options}; `full` if there are no stages"
@@ -303,10 +298,12 @@ def json_schema(task_options: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
         form["required"] = ["name"]
         schema.setdefault("$defs", {}).update(form.pop("$defs", {}))
         forms.append(form)
-    schema["properties"]["task"] = {"anyOf": forms}
-    strategy = schema["properties"]["strategy"]["anyOf"]
-    strategy.append({"enum": ["frozen", "full", "gradual", "lp_ft"]})
-    baseline = schema["properties"]["baselines"]
+    del schema["$defs"]["TaskConfig"]
+    sections = schema["properties"]
+    sections["task"] = {"anyOf": forms}
+    sections["model"] = {"anyOf": [sections["model"], {"type": "string"}]}
+    sections["strategy"]["anyOf"].append({"enum": ["frozen", "full", "gradual", "lp_ft"]})
+    baseline = sections["baselines"]
     baseline["items"] = {"anyOf": [baseline["items"], {"enum": ["scratch", "frozen"]}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 

@@ -47,7 +47,8 @@ def parameter_groups(
     Args:
         model: the model, unwrapped.
         rates: each parameter's peak learning rate.
-        decayed: names of the parameters with weight decay; biases and norms have none.
+        decayed: names of the parameters with weight decay. Vectors have none all the same: they
+            are biases, scales and norms, and no list of names knows every norm (timm's `bn1`).
         weight_decay: their coefficient.
 
     Returns:
@@ -58,7 +59,8 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        key = rates[name], weight_decay if name in decayed else 0.0
+        decays = name in decayed and parameter.ndim > 1
+        key = rates[name], weight_decay if decays else 0.0
         group = found.setdefault(key, {"params": [], "lr": key[0], "weight_decay": key[1]})
         group["params"].append((name, parameter))
     return list(found.values())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import save_model
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
@@ -77,10 +79,13 @@ class StageTrainer(Trainer):
             raise InputError(
                 f"schedule: run does not go with {self.args.lr_scheduler_type}; use schedule: stage"
             )
-        scheduler.lr_lambdas = [partial(_shifted, shape, before) for shape in scheduler.lr_lambdas]
-        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):
-            group["lr"] = rate
-        return scheduler
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = rate  # the peak, from which a scheduler starts
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            scheduler.optimizer,
+            [partial(_shifted, shape, before) for shape in scheduler.lr_lambdas],
+        )
+        return self.lr_scheduler
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Stop at a loss that is no number, before the optimizer steps on it."""
@@ -100,6 +105,22 @@ class StageTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: the estimate walks over all parameters in every step, and nobody reads it."""
         return 0
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        """Write a checkpoint's weights under the names they are loaded by.
+
+        transformers 5 saves some models (ViT among them) under other names than they have in
+        memory, and its Trainer loads a checkpoint without renaming them back: resuming, and
+        `load_best_model_at_end`, then go on with weights that are not the checkpoint's, and only
+        warn. A checkpoint is for the Trainer alone; the model folder is saved otherwise.
+        """
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(self._bare_model(), str(folder / "model.safetensors"))
 
     def optimizer_state(self) -> OptimizerState:
         """Return what the next stage may carry on with, by parameter name."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, Strict
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 from transformers import (
     AutoImageProcessor,
@@ -33,17 +33,19 @@ from hfft.task import (
     open_image,
 )
 
+Range = Annotated[tuple[float, float], Strict(False)]  # YAML has lists, no tuples
+
 
 class Augmentation(Section):
     """Random changes to training images, in the order they are made. Left out: no change."""
 
-    scale: tuple[float, float] | None = Field(
+    scale: Range | None = Field(
         None, description="share of the image's area that a random crop covers, such as [0.35, 1]"
     )
-    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="aspect ratios of that crop")
+    ratio: Range = Field((3 / 4, 4 / 3), description="aspect ratios of that crop")
     rotate: float = Field(0, ge=0, le=180, description="degrees, either way")
     translate: float = Field(0, ge=0, le=1, description="shift, as a share of the side")
-    zoom: tuple[float, float] | None = Field(None, description="range of a rescaling factor")
+    zoom: Range | None = Field(None, description="range of a rescaling factor")
     shear: float = Field(0, ge=0, lt=90, description="degrees, either way")
     horizontal_flip: float = Field(0, ge=0, le=1, description="probability")
     vertical_flip: float = Field(0, ge=0, le=1, description="probability")

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import datasets
 import pytest
-from data_files import IMAGES, TEXTS, complaint, in_memory, load, pictures, rows, table
 
 from hfft.data import load_split
 from hfft.errors import InputError
+
+from .data_files import IMAGES, TEXTS, complaint, in_memory, load, pictures, rows, table
 
 # Splits
 

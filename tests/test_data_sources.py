@@ -8,7 +8,8 @@ from pathlib import Path
 
 import datasets
 import pytest
-from data_files import IMAGES, complaint, in_memory, load, pictures, rows, save, table
+
+from .data_files import IMAGES, complaint, in_memory, load, pictures, rows, save, table
 
 # Folders of images
 

@@ -1,0 +1,395 @@
+"""A config is checked to the last key, and all that is wrong with it is said at once."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+
+from hfft import registry
+from hfft.config import (
+    SET_ELSEWHERE,
+    Config,
+    Section,
+    Stage,
+    dump_config,
+    json_schema,
+    load_config,
+)
+from hfft.errors import InputError
+from hfft.yaml_file import read_yaml
+
+SHIPPED = sorted(
+    path
+    for path in (Path(__file__).parents[1] / "configs").rglob("*.yaml")
+    if path.parent.name != "accelerate"
+)
+BASE: dict[str, Any] = {"task": "image-classification", "model": "m", "data": {"path": "d"}}
+
+
+class Crop(Section):
+    size: int = 1
+
+
+class Options(Section):
+    image_size: int | None = None
+    crop: Literal["none", "centre"] | Crop = "none"
+
+
+def options(name: str) -> type[Section]:
+    if name != "image-classification":
+        raise InputError(f"there is no task {name!r}")
+    return Options
+
+
+def load(folder: Path, *overrides: str, **sections: Any) -> Config:
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({**BASE, **sections}, sort_keys=False), encoding="utf-8")
+    return load_config(path, overrides, options)
+
+
+def complaints(folder: Path, *overrides: str, **sections: Any) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        load(folder, *overrides, **sections)
+    return [said.removeprefix(f"{folder / 'mine.yaml'}: ") for said in caught.value.messages]
+
+
+# Keys and values
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"strateg": "full"}, "strateg: unknown key; did you mean 'strategy'?"),
+        ({"data": {"path": "d", "trian": "x"}}, "data.trian: unknown key; did you mean 'train'?"),
+        (
+            {"strategy": {"name": "gradual", "epoch_per_group": 1}},
+            "strategy.epoch_per_group: unknown key; did you mean 'epochs_per_group'?",
+        ),
+        (
+            {"stages": [{"name": "a"}, {"name": "b", "freez": 1}]},
+            "stages.1.freez: unknown key; did you mean 'freeze'?",
+        ),
+        (
+            {"baselines": [{"name": "scratch", "epoch": 1}]},
+            "baselines.0.epoch: unknown key; did you mean 'epochs'?",
+        ),
+        (
+            {"task": {"name": "image-classification", "image_siz": 8}},
+            "task.image_siz: unknown key; did you mean 'image_size'?",
+        ),
+        (
+            {"task": {"name": "image-classification", "crop": {"siz": 8}}},
+            "task.crop.siz: unknown key; did you mean 'size'?",
+        ),
+    ],
+)
+def test_unknown_key_is_named_with_its_place_and_the_nearest(
+    tmp_path: Path, sections: dict[str, Any], said: str
+) -> None:
+    assert complaints(tmp_path, **sections) == [said]
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        (
+            {"strategy": "gradul"},
+            "strategy: 'gradul' is none of its values; did you mean 'gradual'?",
+        ),
+        (
+            {"baselines": ["scrach"]},
+            "baselines.0.name: 'scrach' is none of its values; did you mean 'scratch'?",
+        ),
+        ({"schedule": "runs"}, "schedule: 'runs' is none of its values; did you mean 'run'?"),
+        (
+            {"task": {"name": "image-classification", "crop": "center"}},
+            "task.crop: 'center' is none of its values; did you mean 'centre'?",
+        ),
+        ({"task": "image"}, "task: there is no task 'image'"),
+        (
+            {"strategy": {"name": "full", "lr_scheduler_type": "cosin"}},
+            "strategy.lr_scheduler_type: 'cosin' is none of its values; did you mean 'cosine'?",
+        ),
+    ],
+)
+def test_unknown_value_is_named_with_the_nearest(
+    tmp_path: Path, sections: dict[str, Any], said: str
+) -> None:
+    assert complaints(tmp_path, **sections) == [said]
+
+
+@pytest.mark.parametrize(
+    ("sections", "place"),
+    [
+        ({"seed": 1.5}, "seed"),
+        ({"seed": "1"}, "seed"),
+        ({"seed": -1}, "seed"),
+        ({"strategy": {"name": "full", "epochs": "3"}}, "strategy.epochs"),
+        ({"strategy": {"name": "full", "epochs": 0}}, "strategy.epochs"),
+        ({"strategy": {"epochs": 3}}, "strategy.name"),
+        ({"strategy": {"name": "full", "layer_decay": 1.5}}, "strategy.layer_decay"),
+        ({"stages": []}, "stages"),
+        ({"stages": {"name": "a"}}, "stages"),
+        ({"stages": [{"freeze": "none"}]}, "stages.0.name"),
+        ({"stages": [{"name": "a b"}]}, "stages.0.name"),
+        ({"hub": {"repo_id": "a b"}}, "hub.repo_id"),
+        ({"training": [1]}, "training"),
+        ({"task": {"name": "image-classification", "image_size": "8"}}, "task.image_size"),
+        ({"task": {"name": "image-classification", "crop": {"size": "x"}}}, "task.crop.size"),
+    ],
+)
+def test_wrong_type_or_range_is_one_complaint_with_its_place(
+    tmp_path: Path, sections: dict[str, Any], place: str
+) -> None:
+    (said,) = complaints(tmp_path, **sections)
+    assert said.startswith(f"{place}: ")
+
+
+@pytest.mark.parametrize("freeze", ["backbon", True, 1.5, [], [1], {"n": 1}])
+def test_freeze_of_another_kind_is_refused(tmp_path: Path, freeze: Any) -> None:
+    (said,) = complaints(tmp_path, stages=[{"name": "a", "freeze": freeze}])
+    assert said.startswith("stages.0.freeze: expected none, backbone, a number of groups")
+
+
+@pytest.mark.parametrize(
+    ("freeze", "value"),
+    [("none", "none"), ("backbone", "backbone"), (0, 0), (3, 3), (["a.*", "b"], ("a.*", "b"))],
+)
+def test_freeze_takes_a_word_a_number_or_patterns(tmp_path: Path, freeze: Any, value: Any) -> None:
+    (stage,) = load(tmp_path, stages=[{"name": "a", "freeze": freeze}]).stages or []
+    assert stage.freeze == value
+
+
+def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
+    said = complaints(
+        tmp_path,
+        "seed",
+        "stages.3.epochs=1",
+        task={"name": "image-classification", "image_size": "big"},
+        data={},
+        stages=[{"name": "a", "epochs": -1}],
+        training={"learning_rat": 1, "seed": 2},
+        sed=1,
+    )
+    assert [line.split(":")[0] for line in said] == [
+        "override 'seed'",
+        "override stages.3",
+        "data.path",
+        "stages.0.epochs",
+        "sed",
+        "task.image_size",
+        "training.learning_rat",
+        "training.seed",
+    ]
+
+
+# What excludes each other
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"strategy": "full", "stages": [{"name": "a"}]}, "strategy and stages both say"),
+        ({"stages": [{"name": "a"}, {"name": "a"}]}, "each needs a name of its own"),
+        ({"stages": [{"name": "a", "epochs": 1, "steps": 2}]}, "epochs and steps both set"),
+        ({"baselines": ["scratch", "scratch"]}, "baselines: each can stand once"),
+        (
+            {"strategy": {"name": "gradual", "epochs_per_group": 1, "steps_per_group": 1}},
+            "strategy: epochs_per_group and steps_per_group exclude each other",
+        ),
+        (
+            {"strategy": {"name": "gradual", "epochs_per_group": 1, "steps": 9}},
+            "strategy: steps and epochs_per_group don't add up",
+        ),
+        (
+            {"strategy": {"name": "gradual", "steps_per_group": 1, "epochs": 9}},
+            "strategy: epochs and steps_per_group don't add up",
+        ),
+        (
+            {"strategy": {"name": "gradual", "rate_decay": 0.5, "layer_decay": 0.5}},
+            "strategy: rate_decay and layer_decay are the same thing",
+        ),
+    ],
+)
+def test_two_ways_to_say_one_thing_exclude_each_other(
+    tmp_path: Path, sections: dict[str, Any], said: str
+) -> None:
+    (complaint,) = complaints(tmp_path, **sections)
+    assert said in complaint
+
+
+# The training section
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("learning_rat", 1, "unknown key; did you mean 'learning_rate'?"),
+        ("learning_rate", "high", "Input should be a valid number, found 'high'"),
+        ("max_steps", "10", "Input should be a valid integer, found '10'"),
+        ("per_device_train_batch_size", 4.5, "Input should be a valid integer, found 4.5"),
+        ("bf16", "yess", "Input should be a valid boolean, found 'yess'"),
+        ("eval_strategy", "step", "'step' is none of its values; did you mean 'steps'?"),
+        ("lr_scheduler_type", "linea", "'linea' is none of its values; did you mean 'linear'?"),
+    ],
+)
+def test_training_fields_are_checked_by_name_and_type(
+    tmp_path: Path, key: str, value: Any, said: str
+) -> None:
+    (complaint,) = complaints(tmp_path, training={key: value})
+    assert complaint.startswith(f"training.{key}: ")
+    assert said in complaint
+
+
+def test_right_training_fields_pass_as_they_are(tmp_path: Path) -> None:
+    training = {
+        "learning_rate": 1,
+        "warmup_steps": 0.1,
+        "max_steps": 10,
+        "optim": "adamw_torch",
+        "report_to": ["tensorboard"],
+        "lr_scheduler_kwargs": {"num_cycles": 2},
+        "ddp_find_unused_parameters": None,
+    }
+    assert load(tmp_path, training=training).training == training
+
+
+@pytest.mark.parametrize("key", SET_ELSEWHERE)
+def test_training_field_that_is_set_elsewhere_says_where(tmp_path: Path, key: str) -> None:
+    (said,) = complaints(tmp_path, training={key: None})
+    assert said == f"training.{key}: is set by {SET_ELSEWHERE[key]}; remove it here"
+
+
+# Overrides and defaults
+
+
+def test_overrides_count_as_if_they_stood_in_the_file(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        "task.image_size=64",
+        "stages.0.learning_rate=5e-5",
+        "training.max_steps=2",
+        "data.columns={label: topic}",
+        stages=[{"name": "a"}],
+    )
+    assert config.task.model_extra == {"image_size": 64}
+    assert config.stages == [Stage(name="a", learning_rate=5e-5)]
+    assert config.training == {"max_steps": 2}
+    assert config.data.columns == {"label": "topic"}
+
+
+def test_output_dir_is_named_after_the_file(tmp_path: Path) -> None:
+    assert load(tmp_path).output_dir == "runs/mine"
+    assert load(tmp_path, "output_dir=elsewhere").output_dir == "elsewhere"
+
+
+def test_config_survives_being_dumped_and_loaded(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        task={"name": "image-classification", "image_size": 8, "crop": {"size": 2}},
+        model={"name": "m", "revision": "main"},
+        data={"path": "dätä", "columns": {"label": "topic"}},
+        stages=[
+            {"name": "head", "freeze": ["a.*"], "learning_rate": 5e-5, "steps": 3},
+            {"name": "all", "freeze": 2, "epochs": 0.5, "carry_optimizer_state": False},
+        ],
+        baselines=["scratch", {"name": "frozen", "epochs": 1}],
+        training={"learning_rate": 1e-5},
+        hub={"repo_id": "me/x"},
+    )
+    path = tmp_path / "again.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path, [], options) == config
+
+
+# Shipped configs and the JSON Schema
+
+
+def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
+    """Enough of JSON Schema for ours."""
+    if "$ref" in schema:
+        return accepts(root["$defs"][schema["$ref"].rpartition("/")[2]], value, root)
+    if "anyOf" in schema or "oneOf" in schema:
+        return any(accepts(one, value, root) for one in schema.get("anyOf", schema.get("oneOf")))
+    if "const" in schema or "enum" in schema:
+        return value in schema.get("enum", [schema.get("const")])
+    kinds: dict[str, Any] = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "integer": int,
+        "number": int | float,
+        "boolean": bool,
+        "null": type(None),
+    }
+    if "type" in schema and not isinstance(value, kinds[schema["type"]]):
+        return False
+    if isinstance(value, dict):
+        known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+        return set(schema.get("required", [])) <= value.keys() and all(
+            accepts(known[key], one, root) if key in known else others is not False
+            for key, one in value.items()
+        )
+    if isinstance(value, list):
+        return all(accepts(schema.get("items", {}), one, root) for one in value)
+    return not isinstance(value, str) or bool(re.search(schema.get("pattern", ""), value))
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    made = json_schema({name: registry.get(name).Options for name in registry.entries()})
+    read: dict[str, Any] = json.loads(json.dumps(made))
+    return read
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_config_is_right_by_the_loader_and_by_the_schema(
+    path: Path, schema: dict[str, Any]
+) -> None:
+    load_config(path, [], lambda name: registry.get(name).Options)
+    assert accepts(schema, read_yaml(path), schema)
+
+
+@pytest.mark.parametrize(
+    ("sections", "right"),
+    [
+        ({}, True),
+        ({"strategy": "gradual", "baselines": ["scratch"]}, True),
+        ({"strategy": {"name": "gradual", "epochs_per_group": 1}}, True),
+        ({"task": {"name": "image-classification", "image_size": 64}}, True),
+        ({"stages": [{"name": "a", "freeze": ["x"]}, {"name": "b", "freeze": 2}]}, True),
+        ({"sed": 1}, False),
+        ({"strategy": "gradul"}, False),
+        ({"strategy": {"name": "gradual", "epoch_per_group": 1}}, False),
+        ({"task": {"name": "image-classification", "image_siz": 64}}, False),
+        ({"task": "image"}, False),
+        ({"stages": [{"freeze": "none"}]}, False),
+        ({"stages": [{"name": "a", "freeze": "backbon"}]}, False),
+        ({"data": {}}, False),
+    ],
+)
+def test_schema_accepts_what_is_right_and_nothing_else(
+    schema: dict[str, Any], sections: dict[str, Any], right: bool
+) -> None:
+    assert accepts(schema, {**BASE, **sections}, schema) is right
+
+
+def test_every_reference_in_the_schema_resolves(schema: dict[str, Any]) -> None:
+    named = set(re.findall(r'"#/\$defs/([^"]+)"', json.dumps(schema)))
+    assert named
+    assert named <= schema["$defs"].keys()
+
+
+def test_every_key_of_the_schema_is_described(schema: dict[str, Any]) -> None:
+    bare = [
+        f"{section}.{key}"
+        for section, form in schema["$defs"].items()
+        for key, field in form.get("properties", {}).items()
+        if "description" not in field and "const" not in field and key != "name"
+    ]
+    assert bare == []
