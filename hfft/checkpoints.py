@@ -21,7 +21,6 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hfft.errors import InputError
 from hfft.optim import OptimizerState
 
 _SEAL = "SEALED"
@@ -46,7 +45,7 @@ class SealCallback(TrainerCallback):
         if args.should_save:
             folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
             sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-            write_json(folder / _SEAL, {"processes": args.world_size, "files": sizes})
+            write_json(folder / _SEAL, sizes)
 
 
 class StageCheckpoints:
@@ -60,23 +59,10 @@ class StageCheckpoints:
         self.folder = folder
         self.finished = folder / "finished"
 
-    def newest(self, processes: int) -> Path | None:
-        """Return the newest sealed checkpoint, or None.
-
-        Raises:
-            InputError: it was written by another number of processes.
-        """
+    def newest(self) -> Path | None:
+        """Return the newest sealed checkpoint, or None."""
         found = [path for path in self.folder.glob("checkpoint-*") if _is_whole(path)]
-        if not found:
-            return None
-        newest = max(found, key=lambda path: int(path.name.rpartition("-")[2]))
-        written_by = json.loads((newest / _SEAL).read_text())["processes"]
-        if written_by != processes:
-            raise InputError(
-                f"--resume: {newest} was written by {written_by} processes, this run has "
-                f"{processes}; start {written_by}, or begin anew with --overwrite"
-            )
-        return newest
+        return max(found, key=_step, default=None)
 
     def discard_partial(self) -> None:
         """Remove what a killed run left half-written."""
@@ -118,9 +104,13 @@ class StageCheckpoints:
             (self.finished / name).unlink(missing_ok=True)
 
 
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def _is_whole(checkpoint: Path) -> bool:
     try:
-        sizes = json.loads((checkpoint / _SEAL).read_text(encoding="utf-8"))["files"]
+        sizes = json.loads((checkpoint / _SEAL).read_text(encoding="utf-8"))
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False

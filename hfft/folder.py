@@ -45,12 +45,12 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
 
-    def check(self, config: Config, *, resume: bool, overwrite: bool) -> None:
+    def check(self, config: Config, processes: int, *, resume: bool, overwrite: bool) -> None:
         """Make sure that nothing of another run can be lost.
 
         Raises:
             InputError: the folder holds a run, and neither flag says what to do about it; or
-                `--resume` with another config than the run was started with.
+                `--resume` with another config or number of processes than the run's.
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output_dir: {self.path} is a file; name a folder")
@@ -66,6 +66,14 @@ class RunFolder:
             )
         if self.config.exists():
             self._check_same(config)
+        environment = self.path / "environment.json"
+        if environment.exists():
+            before = json.loads(environment.read_text(encoding="utf-8"))["num_processes"]
+            if before != processes:
+                raise InputError(
+                    f"--resume: {self.path} was started on {before} processes, this run has "
+                    f"{processes}; start {before}, or begin anew with --overwrite"
+                )
 
     def open(self, config: Config, environment: dict[str, Any], *, overwrite: bool) -> None:
         """Make the folder, with what the run was asked to do and where it runs."""

@@ -60,14 +60,14 @@ def train(
     elif overrides:
         raise InputError("overrides go with the path of a config, not with a Config")
     started = time.monotonic()
+    processes = join_processes()
     folder = RunFolder(config.output_dir)
-    folder.check(config, resume=resume, overwrite=overwrite)
+    folder.check(config, processes.num_processes, resume=resume, overwrite=overwrite)
     if resume and folder.metrics.exists():
         logger.info("%s is complete; nothing to resume", folder.path)
         return RunResult(json.loads(folder.metrics.read_text(encoding="utf-8")), folder.model)
 
     plan = make_plan(config)  # 1. check everything
-    processes = join_processes()
     if processes.is_main_process:  # 2. claim the folder
         environment = describe_environment(processes.num_processes, plan.data.fingerprint)
         folder.open(config, environment, overwrite=overwrite)

@@ -111,7 +111,7 @@ def _lengths(options: Gradual, stages: int, total_epochs: float | None) -> list[
         per_stage = options.epochs_per_group or 1.0
     if whole is None:
         return [{unit: per_stage}] * stages
-    fitting = min(stages, math.ceil(round(whole / per_stage, 6)))  # 1.1 / 0.1 is a bit above 11
+    fitting = min(stages, math.ceil(round(whole / per_stage, 6)))  # 2.1 / 0.7 is a bit above 3
     last = round(whole - per_stage * (fitting - 1), 6)
     return [{unit: per_stage}] * (fitting - 1) + [{unit: last}]
 

@@ -124,7 +124,7 @@ class TrialRun:
             parameter.requires_grad_(name not in planned.frozen)
         carried = state if stage.carry_optimizer_state else {}
         trainer = self._trainer(number, planned, model, carried)
-        newest = checkpoints.newest(self.processes.num_processes)
+        newest = checkpoints.newest()
         self.processes.wait_for_everyone()
         if self.processes.is_main_process:
             checkpoints.discard_partial()
@@ -171,7 +171,7 @@ class TrialRun:
             self.folder.stage(self.trial.name, i, planned.stage.name)
             for i, planned in enumerate(self.trial.stages[: number + 1])
         ]
-        newest = stages[-1].newest(self.processes.num_processes)
+        newest = stages[-1].newest()
         if newest is None and number > 0:
             newest = stages[-2].finished
         left = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"

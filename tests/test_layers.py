@@ -45,7 +45,7 @@ def order_of_use(family: Family, model: Any) -> list[str]:
     return list(uses.order)
 
 
-class Plain(PreTrainedModel):  # type: ignore[misc]
+class Plain(PreTrainedModel):
     """Without a list of blocks."""
 
     config_class = PreTrainedConfig
@@ -282,7 +282,7 @@ def test_batchnorm_statistics_stand_still_exactly_where_it_is_frozen(groups: int
 def logits(model: Any, example: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
         model.train()
-        return model(**example)[0]  # type: ignore[no-any-return]
+        return model(**example)[0]
 
 
 def test_frozen_dropout_is_off_and_the_heads_stays_on() -> None:

@@ -74,7 +74,7 @@ def test_name_that_is_taken_is_refused() -> None:
         name: str
 
     with pytest.raises(ValueError, match=f"is taken by {taken.__module__}.{taken.__name__}"):
-        registry.register("image-classification")(Mine)  # type: ignore[type-var]
+        registry.register("image-classification")(Mine)
 
 
 def test_second_copy_of_a_task_is_refused() -> None:

@@ -89,10 +89,12 @@ def test_dropout_of_the_frozen_part_is_off_during_training_only(tmp_path: Path) 
     seen: list[tuple[bool, bool]] = []
     body, head = model.bert.embeddings.dropout, model.dropout
     model.register_forward_pre_hook(lambda *_: seen.append((body.training, head.training)))
-    trainer(model, "bert", tmp_path, FreezeCallback(model, "backbone")).train()
+    callback = FreezeCallback(model, "backbone")
+    trainer(model, "bert", tmp_path, callback).train()
     assert seen == [(False, True)] * 3
-    model.train()
+    model.train()  # while the callback is still there: nothing was let go by its deletion
     assert body.training
+    assert callback in (callback,)
 
 
 def test_optimizer_holds_no_frozen_parameter(tmp_path: Path) -> None:
