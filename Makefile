@@ -10,7 +10,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: .venv/.installed ## draw a small set of digits and fine-tune on it
-	$(BIN)/python scripts/make_digits.py data/digits --per-class 10 --jitter
+	$(BIN)/python scripts/make_digits.py data/digits --per-class 30 --jitter
 	$(BIN)/hfft train configs/quickstart.yaml --overwrite
 
 test: .venv/.installed-dev ## the fast tests

@@ -211,11 +211,12 @@ def _tower(
             }
     current = "embeddings"
     ordered: dict[str, list[str]] = {"embeddings": [], **{block: [] for block in blocks}}
-    shared = _used_by_all_blocks(module, [path for path, _, _ in stacks])
+    before = _used_before_the_blocks(module, stacks)
     for name in names:
         if name in group_of:
             current = group_of[name]
-        ordered["embeddings" if name.startswith(shared) else current].append(prefix + name)
+        home = next((group for path, group in before.items() if name.startswith(path)), current)
+        ordered[home].append(prefix + name)
     return tuple(LayerGroup(prefix + name, tuple(own)) for name, own in ordered.items() if own)
 
 
@@ -251,19 +252,26 @@ def _is_stack(modules: nn.ModuleList) -> bool:
     return len(kinds) == 1 and all(next(m.parameters(), None) is not None for m in modules)
 
 
-def _used_by_all_blocks(module: nn.Module, stacks: Iterable[str]) -> tuple[str, ...]:
-    """Return the prefixes of what stands after the blocks yet feeds every one of them.
+def _used_before_the_blocks(
+    module: nn.Module, stacks: Iterable[tuple[str, tuple[str, ...], int]]
+) -> dict[str, str]:
+    """Map the prefix of what stands after a list of blocks yet feeds it to the group below them.
 
-    DeBERTa keeps its relative position embeddings, and their norm, beside the blocks.
+    DeBERTa keeps its relative position embeddings, and their norm, beside the blocks that all use
+    them; BART the norm of its embeddings, in the encoder and in the decoder.
     """
-    prefixes: list[str] = []
-    for path in stacks:
+    found: dict[str, str] = {}
+    below = "embeddings"
+    for path, _, size in stacks:
         parent, _, name = path.rpartition(".")
         children = list(module.get_submodule(parent).named_children())
         after = children[[n for n, _ in children].index(name) + 1 :]
-        if any(isinstance(child, nn.Embedding) for _, child in after):
-            prefixes += [f"{parent}.{n}." if parent else f"{n}." for n, _ in after]
-    return tuple(prefixes)
+        with_table = any(isinstance(child, nn.Embedding) for _, child in after)
+        for n, _ in after:
+            if with_table or "embed" in n:
+                found[f"{parent}.{n}." if parent else f"{n}."] = below
+        below = f"{path}.{size - 1}"
+    return found
 
 
 def _timm_groups(model: Any, prefix: str) -> tuple[tuple[LayerGroup, ...], LayerGroup]:

@@ -150,6 +150,16 @@ def _t5() -> Any:
     return hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=30, **sizes))
 
 
+def _bart() -> Any:
+    sizes = {
+        f"{part}_{key}": value
+        for part in ("encoder", "decoder")
+        for key, value in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 16))
+    }
+    config = hf.BartConfig(vocab_size=30, d_model=16, max_position_embeddings=16, **sizes)
+    return hf.BartForConditionalGeneration(config)
+
+
 def _clip_for_images() -> Any:
     vision = {**SMALL, "image_size": 32, "patch_size": 8}
     config = hf.CLIPConfig(text_config=WORDS, vision_config=vision, num_labels=3)
@@ -189,6 +199,7 @@ FAMILIES: dict[str, Family] = {
     "llama-classes": _family(lambda: _llama(hf.LlamaForSequenceClassification), "words", 4, 1),
     "llama-words": _family(lambda: _llama(hf.LlamaForCausalLM), "words", 4, 1),
     "t5": _family(_t5, "words answers", 5, 0),
+    "bart": _family(_bart, "words answers", 5, 0),
     "clip": Family(clip, ("images", "words"), {"text": 4, "vision": 3}, 3),
     "clip-for-images": _family(_clip_for_images, "images", 4, 2),
 }

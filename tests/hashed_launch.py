@@ -1,6 +1,6 @@
 """As launch.py, and each process notes the hash of its whole model at the end of every stage.
 
-    accelerate launch ... tests/hashed_launch.py FOLDER CONFIG [key=value ...]
+accelerate launch ... tests/hashed_launch.py FOLDER CONFIG [key=value ...]
 """
 
 from __future__ import annotations

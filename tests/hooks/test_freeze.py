@@ -92,9 +92,8 @@ def test_dropout_of_the_frozen_part_is_off_during_training_only(tmp_path: Path) 
     callback = FreezeCallback(model, "backbone")
     trainer(model, "bert", tmp_path, callback).train()
     assert seen == [(False, True)] * 3
-    model.train()  # while the callback is still there: nothing was let go by its deletion
+    model.train()  # with the callback still there: its deletion would also let the modules go
     assert body.training
-    assert callback in (callback,)
 
 
 def test_optimizer_holds_no_frozen_parameter(tmp_path: Path) -> None:

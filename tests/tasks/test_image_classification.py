@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from hfft.config import ModelConfig
+from hfft.examples import seeded
+from hfft.source import load_weights, read_model_config
+from hfft.task import InputError
+from hfft.tasks.image_classification import ImageClassification, ImageOptions
+
+LABELS = ["1", "2", "10"]
+
+
+def prepared(folder: Path, **options: Any) -> tuple[ImageClassification, Any, Any]:
+    """A task on a model: the task, the model's config, the processor."""
+    task = ImageClassification(ImageOptions.model_validate(options))
+    source = ModelConfig(name=str(folder))
+    config = read_model_config(source)
+    task.configure(config, LABELS)
+    return task, config, task.load_processor(source, config)
+
+
+def row(image_folder: Path) -> dict[str, Any]:
+    return {"image": {"path": str(image_folder / "train/10/0.png"), "bytes": None}, "label": 2}
+
+
+@pytest.mark.parametrize("folder", ["vit_folder", "timm_folder"])
+def test_evaluation_input_is_the_models_own_preprocessing(
+    folder: str, image_folder: Path, request: pytest.FixtureRequest
+) -> None:
+    source = request.getfixturevalue(folder)
+    task, _, processor = prepared(source)
+    inputs = task.transform(processor, training=False)(row(image_folder))
+    image = Image.open(image_folder / "train/10/0.png").convert("RGB")
+    own = AutoImageProcessor.from_pretrained(source)(image, return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(inputs["pixel_values"], own)
+    assert inputs["labels"] == 2
+
+
+@pytest.mark.parametrize("folder", ["vit_folder", "timm_folder"])
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        "default",
+        {"rotate": 20},
+        {"scale": (0.5, 1.0), "vertical_flip": 0.5},
+        {"color_jitter": 0.4, "shear": 10, "zoom": (0.8, 1.2), "translate": 0.1},
+        {"auto_augment": "rand-m9-mstd0.5-inc1"},
+    ],
+)
+def test_augmentation_is_random_in_training_alone(
+    augmentation: object, folder: str, image_folder: Path, request: pytest.FixtureRequest
+) -> None:
+    task, _, processor = prepared(request.getfixturevalue(folder), augmentation=augmentation)
+
+    def draw(training: bool, seed: int) -> torch.Tensor:
+        with seeded(seed):
+            inputs = task.transform(processor, training=training)(row(image_folder))
+        pixels: torch.Tensor = inputs["pixel_values"]
+        assert pixels.shape == (3, 32, 32)
+        return pixels
+
+    draws = [draw(True, seed) for seed in range(6)]
+    assert any(not torch.equal(draws[0], other) for other in draws[1:])
+    assert torch.equal(draw(True, 3), draws[3])
+    assert torch.equal(draw(False, 0), draw(False, 1))
+
+
+def test_no_augmentation_makes_training_input_the_evaluation_input(
+    timm_folder: Path, image_folder: Path
+) -> None:
+    task, _, processor = prepared(timm_folder, augmentation="none")
+    training, evaluation = (
+        task.transform(processor, training=training)(row(image_folder))["pixel_values"]
+        for training in (True, False)
+    )
+    assert torch.equal(training, evaluation)
+
+
+def test_unknown_policy_is_named(timm_folder: Path) -> None:
+    task, _, processor = prepared(timm_folder, augmentation={"auto_augment": "best"})
+    with pytest.raises(InputError, match=r"task.augmentation.auto_augment.*'best'"):
+        task.transform(processor, training=True)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "I;16"])
+def test_images_of_every_mode_become_three_channels(
+    mode: str, timm_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / ("image.tif" if mode in ("CMYK", "I;16") else "image.png")
+    Image.new(mode, (20, 30)).save(path)
+    task, _, processor = prepared(timm_folder)
+    example = {"image": {"path": str(path), "bytes": None}, "label": 0}
+    assert task.transform(processor, training=False)(example)["pixel_values"].shape == (3, 32, 32)
+
+
+def test_image_size_changes_input_and_saved_preprocessing(
+    timm_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    task, config, processor = prepared(timm_folder, image_size=48, crop_pct=1.0)
+    inputs = task.transform(processor, training=False)(row(image_folder))
+    assert inputs["pixel_values"].shape == (3, 48, 48)
+    loaded = load_weights(task.auto_model, ModelConfig(name=str(timm_folder)), config)
+    loaded.model.save_pretrained(tmp_path)
+    again = AutoImageProcessor.from_pretrained(tmp_path)
+    assert tuple(again.data_config["input_size"]) == (3, 48, 48)
+
+
+def test_image_size_that_the_weights_do_not_fit_is_an_error(vit_folder: Path) -> None:
+    task, config, _ = prepared(vit_folder, image_size=64)
+    with pytest.raises(InputError, match=r"other sizes than .*was the image size"):
+        load_weights(task.auto_model, ModelConfig(name=str(vit_folder)), config)
+
+
+def test_metrics_agree_with_counting() -> None:
+    task = ImageClassification(ImageOptions())
+    logits = np.eye(3)[[0, 0, 1, 2, 2, 1]]
+    labels = np.array([0, 1, 1, 2, 2, 2])
+    scores = task.metrics(logits, labels)
+    assert scores["accuracy"] == pytest.approx(4 / 6)
+    # F1: 2*1/(2+1), 2*1/(2+2), 2*2/(2+3)
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 4 / 5) / 3)
+    rows = task.scores_by_label(logits, labels, LABELS)
+    assert [r["examples"] for r in rows] == [1, 2, 3]
+    assert rows[2]["recall"] == pytest.approx(2 / 3)
+    assert rows[2]["precision"] == pytest.approx(1.0)
+
+
+def test_class_that_never_occurs_is_scored_as_none(tmp_path: Path) -> None:
+    task = ImageClassification(ImageOptions())
+    logits, labels = np.eye(3)[[0, 0]], np.array([0, 0])
+    assert task.scores_by_label(logits, labels, LABELS)[1]["examples"] == 0
+    [picture] = task.draw(tmp_path, logits, labels, LABELS)
+    assert Image.open(picture).size[0] > 100

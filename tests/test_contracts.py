@@ -1,0 +1,110 @@
+"""What must hold of every task and every shipped config."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from hfft import registry
+from hfft.cli import main
+from hfft.config import load_config
+from hfft.plan import make_plan
+from hfft.task import Task
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(
+    path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "accelerate"
+)
+
+
+@pytest.mark.parametrize("name", registry.entries())
+def test_every_task_provides_what_the_engine_needs(name: str) -> None:
+    task = registry.get(name)
+    assert issubclass(task, Task)
+    assert task.name == name
+    assert issubclass(task.Options, BaseModel)
+    assert task.columns
+    assert task.metric
+    assert task.auto_model
+    assert task.model_suffix.startswith("For")
+    assert all(field.description for field in task.Options.model_fields.values())
+    assert registry.entries()[name].summary
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_plans(
+    config: Path, timm_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    local = [f"model={timm_folder}", f"data.path={image_folder}", f"output_dir={tmp_path / 'run'}"]
+    plan = make_plan(load_config(config, local, lambda name: registry.get(name).Options))
+    assert plan.main.stages
+    assert not (tmp_path / "run").exists()
+
+
+def test_worked_example_is_the_classic_linear_probe(
+    timm_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    from timm.data import IMAGENET_DEFAULT_MEAN
+    from torchvision import transforms as T
+
+    path = ROOT / "configs" / "image" / "cats_vs_dogs.yaml"
+    local = [f"model={timm_folder}", f"data.path={image_folder}"]
+    plan = make_plan(load_config(path, local, lambda name: registry.get(name).Options))
+    [stage] = plan.main.stages
+    assert stage.frozen == frozenset(plan.sizes) - {"timm_model.fc.weight", "timm_model.fc.bias"}
+    assert (stage.epochs, stage.learning_rate) == (10, 1e-3)
+    assert plan.config.training["per_device_train_batch_size"] == 32
+    resize, crop, _, normalise = plan.processor.val_transforms.transforms
+    assert (resize.size, tuple(crop.size)) == (224, (224, 224))
+    assert isinstance(crop, T.CenterCrop)
+    assert tuple(normalise.mean.tolist()) == pytest.approx(IMAGENET_DEFAULT_MEAN)
+
+
+def test_readme_names_only_verbs_and_files_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in re.findall(r"configs/[\w/]+\.yaml", text):
+        assert (ROOT / path).is_file(), path
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    verbs = capsys.readouterr().out
+    for verb in re.findall(r"`hfft (\w+)", text):
+        assert f" {verb} " in verbs
+
+
+@pytest.mark.slow
+def test_wheel_brings_tasks_and_configs_along(tmp_path: Path) -> None:
+    """Built and installed in a clean environment outside the checkout, it lists its tasks."""
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    [wheel] = tmp_path.glob("*.whl")
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True, cwd=tmp_path
+    )
+    listed = subprocess.run(
+        [tmp_path / "env" / "bin" / "hfft", "tasks"],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    ).stdout
+    for name in registry.entries():
+        assert name in listed
+    find = "import hfft, pathlib; print(pathlib.Path(hfft.__file__).parent)"
+    installed = Path(
+        subprocess.run(
+            [python, "-c", find], check=True, capture_output=True, text=True, cwd=tmp_path
+        ).stdout.strip()
+    )
+    shipped = {path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml")}
+    assert shipped == {p.relative_to(installed) for p in (installed / "configs").rglob("*.yaml")}
