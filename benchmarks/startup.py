@@ -1,4 +1,4 @@
-"""Measure the CPU time that hfft needs to say what it can do, next to accelerate's launcher.
+"""Measure the CPU time of `hfft --help` and `hfft tasks` next to `accelerate launch --help`.
 
 That is `hfft --help` and `hfft tasks` against `accelerate launch --help`; to train, either has to
 load torch. CPU time (user and system, of the command and of whatever it starts) is counted instead

@@ -11,8 +11,12 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hfft.errors import InputError, RunFailedError
+
+if TYPE_CHECKING:
+    from hfft.config import Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,29 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(arguments: argparse.Namespace) -> None:
     """Fine-tune; print stages, scores and baselines."""
+    config = _load(arguments)  # first, since a wrong config should not wait for the engine
     from hfft.report import result_report
     from hfft.run import train as run
 
-    result = run(
-        arguments.config,
-        arguments.overrides,
-        resume=arguments.resume,
-        overwrite=arguments.overwrite,
-    )
+    result = run(config, resume=arguments.resume, overwrite=arguments.overwrite)
     if _is_main_process():
         print(result_report(result.metrics, result.model_dir))
 
 
 def plan(arguments: argparse.Namespace) -> None:
     """Check everything without training; print groups and stages."""
-    from hfft import registry
-    from hfft.config import load_config
+    config = _load(arguments)
     from hfft.plan import make_plan
     from hfft.report import plan_report
 
-    config = load_config(
-        arguments.config, arguments.overrides, lambda name: registry.get(name).Options
-    )
     print(plan_report(make_plan(config)))
 
 
@@ -124,6 +120,15 @@ def schema(_arguments: argparse.Namespace) -> None:
 
     options = {name: registry.get(name).Options for name in registry.entries()}
     print(json.dumps(json_schema(options), indent=2))
+
+
+def _load(arguments: argparse.Namespace) -> Config:
+    from hfft import registry
+    from hfft.config import load_config
+
+    return load_config(
+        arguments.config, arguments.overrides, lambda name: registry.get(name).Options
+    )
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

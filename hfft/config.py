@@ -181,11 +181,17 @@ class Gradual(StageFields):
 
 
 class LpFt(StageFields):
-    """Linear probe, then full fine-tuning (Kumar et al. 2022)."""
+    """Linear probe, then full fine-tuning (Kumar et al. 2022); `epochs` is both together."""
 
     name: Literal["lp_ft"]
-    head_epochs: float | None = Field(None, gt=0, description="epochs of the probe; default: half")
+    head_epochs: float | None = Field(None, gt=0, description="the probe's share; default: half")
     head_learning_rate: float | None = Field(None, ge=0, description="default: learning_rate")
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> LpFt:
+        if self.steps is not None and self.head_epochs is not None:
+            raise ValueError("steps halves them; with head_epochs give the whole as epochs")
+        return self
 
 
 StrategyConfig = Annotated[Frozen | Full | Gradual | LpFt, Field(discriminator="name")]

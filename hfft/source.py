@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from hfft.complaints import nearest
@@ -142,7 +143,7 @@ def _explained(source: ModelConfig, load: Callable[[], Any]) -> Any:
     """Call `load`; turn what the libraries raise into one message that names the remedy."""
     try:
         return load()
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         text = str(error)
         if "trust_remote_code" in text or "custom code" in text:
             remedy = (

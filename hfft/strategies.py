@@ -48,20 +48,26 @@ def _stage(options: StageFields, **fields: Any) -> Stage:
 
 
 def _lp_ft(options: LpFt, total_epochs: float | None) -> list[Stage]:
-    """Head first, then everything: half the length each, or `head_epochs` before the length."""
-    unit = "epochs" if options.steps is None else "steps"
-    whole: float = options.steps or options.epochs or total_epochs or DEFAULT_EPOCHS
-    probe: dict[str, Any] = {"epochs": None, "steps": None}
-    if options.head_epochs is not None:
-        probe["epochs"] = options.head_epochs
+    """Head first, then everything, together as long as the strategy: half each by default."""
+    head: float
+    whole: float
+    if options.steps is not None:
+        unit, whole = "steps", options.steps
+        head = max(1, options.steps // 2)
     else:
-        half = whole / 2 if unit == "epochs" else max(1, int(whole) // 2)
-        probe[unit], whole = half, max(half, whole - half)
-    if options.head_learning_rate is not None:
-        probe["learning_rate"] = options.head_learning_rate
+        unit, whole = "epochs", options.epochs or total_epochs or DEFAULT_EPOCHS
+        head = options.head_epochs or whole / 2
+    if head >= whole:
+        raise InputError(
+            f"strategy: the head takes {head:g} of {whole:g} {unit}, and nothing is left to "
+            f"fine-tune everything; lower head_epochs, or raise {unit}"
+        )
+    rate = options.head_learning_rate
+    probe = {} if rate is None else {"learning_rate": rate}
+    lengths = [{"epochs": None, "steps": None, unit: part} for part in (head, whole - head)]
     return [
-        _stage(options, **{**probe, "name": "head", "freeze": "backbone"}),
-        _stage(options, **{unit: whole, "name": "whole", "freeze": "none"}),
+        _stage(options, **{**lengths[0], **probe, "name": "head", "freeze": "backbone"}),
+        _stage(options, **{**lengths[1], "name": "whole", "freeze": "none"}),
     ]
 
 

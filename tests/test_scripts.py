@@ -140,7 +140,13 @@ def test_an_interruption_leaves_nothing_half_written(
 
 def test_pretraining_without_fonts_but_dejavu_names_the_remedy(tmp_path: Path) -> None:
     script = ROOT / "scripts" / "pretrain_glyphs.py"
-    command = [sys.executable, script, "--threads", "1", "--out", tmp_path / "out", "--fonts"]
+    command: list[str | Path] = [
+        sys.executable,
+        script,
+        "--threads=1",
+        f"--out={tmp_path}/out",
+        "--fonts",
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 2, ended.stderr
     assert "besides DejaVu" in ended.stderr

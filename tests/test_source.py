@@ -71,7 +71,7 @@ def test_remote_code_needs_permission_and_does_not_run(vit_folder: Path, tmp_pat
     config["auto_map"] = {"AutoConfig": "theirs.TheirConfig"}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(InputError, match="model.trust_remote_code: true"):
+    with pytest.raises(InputError, match=r"model\.trust_remote_code: true"):
         read(folder)
     assert not (tmp_path / "ran").exists()
 

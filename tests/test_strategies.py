@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from hfft import registry
 from hfft.config import Stage, StrategyConfig, load_config
@@ -59,8 +59,8 @@ def test_full_is_one_stage_of_everything_with_its_fields() -> None:
         ({}, None, [DEFAULT_EPOCHS / 2] * 2),
         ({}, 8, [4, 4]),
         ({"epochs": 6}, 8, [3, 3]),
-        ({"epochs": 6, "head_epochs": 1}, None, [1, 6]),
-        ({"head_epochs": 1}, 8, [1, 8]),
+        ({"epochs": 6, "head_epochs": 1}, None, [1, 5]),
+        ({"head_epochs": 1}, 8, [1, 7]),
     ],
 )
 def test_lp_ft_halves_its_length_unless_the_probe_has_its_own(
@@ -74,8 +74,14 @@ def test_lp_ft_halves_its_length_unless_the_probe_has_its_own(
 def test_lp_ft_halves_steps_too() -> None:
     expanded = stages("lp_ft", steps=11)
     assert (column(expanded, "steps"), column(expanded, "epochs")) == ([5, 6], [None, None])
-    expanded = stages("lp_ft", steps=11, head_epochs=1)
-    assert (column(expanded, "steps"), column(expanded, "epochs")) == ([None, 11], [1, None])
+    with pytest.raises(ValidationError, match="with head_epochs give the whole as epochs"):
+        stages("lp_ft", steps=11, head_epochs=1)
+
+
+@pytest.mark.parametrize("options", [{"epochs": 2, "head_epochs": 2}, {"steps": 1}])
+def test_lp_ft_without_anything_left_for_the_whole_is_an_error(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="nothing is left to fine-tune everything"):
+        stages("lp_ft", **options)
 
 
 def test_lp_ft_gives_the_probe_its_own_rate_and_both_the_rest() -> None:
