@@ -12,6 +12,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+# Pydantic's words for these name Python's classes.
+_NO_SECTION = ("model_type", "model_attributes_type", "dict_type")
+
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return `; did you mean X?` for the nearest right name, or the names there are."""
@@ -44,6 +47,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, .
             lines[f"{place}: {given!r} is none of its values{nearest(str(given), expected)}"] = None
         elif kind == "value_error":
             lines[f"{place}: {context['error']}" if place else str(context["error"])] = None
+        elif kind in _NO_SECTION:
+            lines[f"{place}: expected `key: value` lines, found {item['input']!r}"] = None
         else:
             lines[f"{place}: {item['msg']}, found {item['input']!r}"] = None
     return list(lines)

@@ -6,6 +6,8 @@ whose keys are those of `transformers.TrainingArguments`.
 
 from __future__ import annotations
 
+import math
+import os
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
@@ -14,10 +16,15 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -40,13 +47,34 @@ SET_ELSEWHERE = {
     "do_train": "the verb hfft train",
     "do_eval": "data.validation",
     "do_predict": "data.test",
+    "label_names": "the task",
+    "prediction_loss_only": "the task",
+    "batch_eval_metrics": "the task",
+    "eval_do_concat_batches": "the task",
+}
+
+# Fields of TrainingArguments that it takes any number for, to break on it in the middle of a run.
+NARROWER: dict[str, Any] = {
+    "per_device_train_batch_size": PositiveInt,
+    "per_device_eval_batch_size": PositiveInt,
+    "gradient_accumulation_steps": PositiveInt,
+    "dataloader_num_workers": NonNegativeInt,
+    "num_train_epochs": PositiveFloat,
+    "max_steps": Literal[-1] | PositiveInt,
+    "learning_rate": NonNegativeFloat,
+    "weight_decay": NonNegativeFloat,
+    "max_grad_norm": NonNegativeFloat,
 }
 
 
 class Section(BaseModel):
     """A part of the config: unknown keys and wrong types are errors."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+# `~` is the home folder in a shell only; in a file it would make a folder of that name.
+LocalPath = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 
 
 def _named(value: object) -> object:
@@ -64,7 +92,7 @@ class TaskConfig(BaseModel):
 class ModelConfig(Section):
     """The source model, theta_s."""
 
-    name: str = Field(description="Hub id (`timm/NAME` for timm) or local folder")
+    name: LocalPath = Field(description="Hub id (`timm/NAME` for timm) or local folder")
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
     allow_pickle: bool = Field(
         False, description="load pickled weights, which can run code; default: safetensors only"
@@ -206,10 +234,19 @@ class Baseline(StageFields):
     name: Literal["scratch", "frozen"]
 
 
+def _repo_id(value: str) -> str:
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    validate_repo_id(value)  # raises a ValueError
+    return value
+
+
 class HubConfig(Section):
     """Where the finished model is pushed."""
 
-    repo_id: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$", description="user/name")
+    repo_id: Annotated[str, AfterValidator(_repo_id)] = Field(
+        pattern=r"^[\w.-]+(/[\w.-]+)?$", description="user/name"
+    )
     private: bool = Field(True, description="create the repository private")
 
 
@@ -233,8 +270,12 @@ class Config(Section):
         default_factory=dict, description="any field of transformers.TrainingArguments"
     )
     hub: HubConfig | None = Field(None, description="push the result here at the end")
-    output_dir: str = Field(description="the run folder; default: runs/NAME of the config file")
-    seed: int = Field(0, ge=0, description="seeds the head, the data order and augmentation")
+    output_dir: LocalPath = Field(
+        description="the run folder; default: runs/NAME of the config file"
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="seeds the head, the data order and augmentation"
+    )
 
     @model_validator(mode="after")
     def _strategy_or_stages(self) -> Config:
@@ -345,13 +386,16 @@ def _check_training(training: object) -> list[str]:
             problems.append(f"training.{key}: is set by {SET_ELSEWHERE[key]}; remove it here")
         elif key not in names:
             problems.append(f"training.{key}: unknown key{nearest(str(key), names)}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            problems.append(f"training.{key}: expected a finite number, found {value!r}")
         else:
             try:
-                TypeAdapter(hints[key]).validate_python(value, strict=True)
+                TypeAdapter(NARROWER.get(key, hints[key])).validate_python(value, strict=True)
                 problems += _check_choice(f"training.{key}", value, hints[key])
             except ValidationError as error:
-                message = error.errors()[0]["msg"]
-                problems.append(f"training.{key}: {message}, found {value!r}")
+                message = error.errors()[-1]["msg"]  # of a union, the form that is no class
+                meant = '; YAML reads no as false: write "no"' if value is False else ""
+                problems.append(f"training.{key}: {message}, found {value!r}{meant}")
             except TypeError:
                 continue  # a type pydantic does not know: TrainingArguments checks it itself
     return problems

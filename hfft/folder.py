@@ -19,13 +19,13 @@ from hfft.yaml_file import read_yaml
 
 _OURS = (
     "config.yaml",
-    "environment.json",
     "metrics.json",
     "log.jsonl",
     "checkpoints",
     "model",
     "per_class.csv",
     "confusion_matrix.png",
+    "environment.json",  # what tells a run from other people's files: written first, removed last
 )
 _PACKAGES = ("hfft", "torch", "transformers", "accelerate", "timm", "datasets", "safetensors")
 
@@ -50,14 +50,19 @@ class RunFolder:
 
         Raises:
             InputError: the folder holds a run, and neither flag says what to do about it; or
-                `--resume` with another config or number of processes than the run's.
+                `--resume` with another config or number of processes than the run's; or
+                `--overwrite` of what is no run, or holds this one's model or data.
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output_dir: {self.path} is a file; name a folder")
         present = [name for name in _OURS if (self.path / name).exists()]
         if overwrite and resume:
             raise InputError("--resume and --overwrite exclude each other")
-        if overwrite or not present:
+        if not present:
+            return
+        before = self._processes(present)
+        if overwrite:
+            self._check_sources(config)
             return
         if not resume:
             raise InputError(
@@ -66,17 +71,25 @@ class RunFolder:
             )
         if self.config.exists():
             self._check_same(config)
-        environment = self.path / "environment.json"
-        if environment.exists():
-            before = json.loads(environment.read_text(encoding="utf-8"))["num_processes"]
-            if before != processes:
-                raise InputError(
-                    f"--resume: {self.path} was started on {before} processes, this run has "
-                    f"{processes}; start {before}, or begin anew with --overwrite"
-                )
+        if before != processes:
+            raise InputError(
+                f"--resume: {self.path} was started on {before} processes, this run has "
+                f"{processes}; start {before}, or begin anew with --overwrite"
+            )
 
     def open(self, config: Config, environment: dict[str, Any], *, overwrite: bool) -> None:
-        """Make the folder, with what the run was asked to do and where it runs."""
+        """Make the folder, with what the run was asked to do and where it runs.
+
+        Raises:
+            InputError: nothing can be written there.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._fill(config, environment, overwrite=overwrite)
+        except OSError as error:
+            raise InputError(f"output_dir: {self.path} can't be written: {error}") from error
+
+    def _fill(self, config: Config, environment: dict[str, Any], *, overwrite: bool) -> None:
         if overwrite:
             for name in _OURS:
                 path = self.path / name
@@ -84,8 +97,8 @@ class RunFolder:
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "environment.json", environment)
+        self.checkpoints.mkdir(exist_ok=True)
         partial = self.path / "config.yaml.partial"
         partial.write_text(dump_config(config), encoding="utf-8")
         partial.replace(self.config)
@@ -103,6 +116,30 @@ class RunFolder:
         write_json(self.metrics, metrics)
         for path in self.checkpoints.iterdir():
             shutil.rmtree(path)
+
+    def _processes(self, present: list[str]) -> int:
+        """Return how many processes the run there was started on.
+
+        Raises:
+            InputError: what is there is no run of ours, so neither flag may touch it.
+        """
+        try:
+            text = (self.path / "environment.json").read_text(encoding="utf-8")
+            return int(json.loads(text)["num_processes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(
+                f"output_dir: {self.path} is no run of hfft, but has files that a run would write "
+                f"over ({', '.join(present)}); name another output_dir"
+            ) from None
+
+    def _check_sources(self, config: Config) -> None:
+        ours = [(self.path / name).resolve() for name in _OURS]
+        for key, name in (("model", config.model.name), ("data.path", config.data.path)):
+            if any(Path(name).resolve().is_relative_to(path) for path in ours):
+                raise InputError(
+                    f"--overwrite: {key} {name} lies in the run that would be replaced; name "
+                    f"another output_dir"
+                )
 
     def _check_same(self, config: Config) -> None:
         before = read_yaml(self.config)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
 
 from hfft.errors import InputError, RunFailedError
 
@@ -56,12 +58,16 @@ def push(run: Path, repo_id: str, *, private: bool) -> str:
     """Upload a run's model folder; return its address.
 
     Raises:
-        InputError: the folder is no finished run.
+        InputError: the folder is no finished run, or the name can't be one on the Hub.
         RunFailedError: the Hub can't be reached or refuses; says how to finish the job.
     """
     folder = run / "model"
     if not (folder / "config.json").is_file() or not (run / "metrics.json").is_file():
         raise InputError(f"{run}: is no finished run: it has no model and metrics to push")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InputError(f"REPO_ID: {error}") from error
     api = HfApi()
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)

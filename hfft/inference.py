@@ -113,6 +113,8 @@ def predict(model: FinishedModel, inputs: Sequence[str]) -> Iterator[dict[str, A
     Raises:
         InputError: an input can't be read.
     """
+    if not all(inputs):
+        raise InputError("INPUT: one is empty; a shell variable without a value?")
     read = model.task.read_inputs(inputs)
     run: Any = pipeline(cast(Any, model.task.name), model=str(model.folder))
     for name, value in read:

@@ -11,6 +11,7 @@ import torch
 from transformers import PretrainedConfig
 
 from hfft import registry
+from hfft.arguments import rehearse
 from hfft.config import Baseline, Config, Full, Stage, StageFields
 from hfft.data import LoadedData, load_data
 from hfft.errors import InputError
@@ -102,8 +103,10 @@ def make_plan(config: Config) -> Plan:
     planner = _Planner(config, groups, sizes, len(data.splits["train"]))
     main = planner.main()
     baselines = tuple(planner.baseline(baseline, main) for baseline in config.baselines)
+    if not planner.problems:
+        planner.rehearse(main, *baselines)
     if planner.problems:
-        raise InputError(planner.problems)
+        raise InputError(dict.fromkeys(planner.problems))
     return Plan(
         config=config,
         task=task,
@@ -156,6 +159,13 @@ class _Planner:
         stage = Stage.model_validate({**fields, "name": baseline.name, "freeze": freeze})
         trial = self._trial(baseline.name, [stage], f"baselines.{baseline.name}")
         return Trial(trial.name, trial.stages, from_scratch=scratch)
+
+    def rehearse(self, *trials: Trial) -> None:
+        for planned in (stage for trial in trials for stage in trial.stages):
+            try:
+                rehearse(self.config, planned)
+            except InputError as error:
+                self.problems += error.messages
 
     def _trial(self, name: str, stages: list[Stage], place: str) -> Trial:
         planned = [self._plan(stage, place.format(i)) for i, stage in enumerate(stages)]

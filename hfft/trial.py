@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, set_seed
 
+from hfft.arguments import training_arguments
 from hfft.checkpoints import SealCallback, StageCheckpoints, write_json
-from hfft.config import Config
-from hfft.errors import InputError, RunFailedError
+from hfft.errors import RunFailedError
 from hfft.examples import ExampleDataset
 from hfft.folder import RunFolder
 from hfft.hooks import EpochCallback, LogCallback, ProgressCallback, ReplicasCallback
@@ -25,7 +25,7 @@ from hfft.hooks.freeze import kept_in_eval
 from hfft.hooks.log import drop_unfinished
 from hfft.optim import OptimizerState, learning_rates
 from hfft.plan import Plan, PlannedStage, Trial
-from hfft.processes import has_accelerator, join_processes
+from hfft.processes import join_processes
 from hfft.source import initialise, load_weights
 from hfft.trainer import NonFiniteLossError, StageTrainer
 
@@ -258,50 +258,6 @@ class TrialRun:
                 ProgressCallback(f"{self.trial.name}: {stage.name}"),
             ],
         )
-
-
-def training_arguments(
-    config: Config, planned: PlannedStage, output_dir: Path, seed: int
-) -> TrainingArguments:
-    """Return one stage's TrainingArguments: ours, then `training`, then the stage's own."""
-    stage = planned.stage
-    ours = {
-        "report_to": "none",
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        "save_total_limit": 2,
-        "logging_steps": 10,
-        "logging_first_step": True,
-        "use_cpu": not has_accelerator(),
-        "ddp_find_unused_parameters": False,  # what is frozen was frozen before wrapping
-        "dataloader_pin_memory": has_accelerator(),
-        "label_names": ["labels"],
-    }
-    of_stage = {
-        key: value
-        for key in ("weight_decay", "lr_scheduler_type", "warmup_steps")
-        if (value := getattr(stage, key)) is not None
-    }
-    fixed = {
-        "output_dir": str(output_dir),
-        "seed": seed,
-        "learning_rate": planned.learning_rate,
-        "num_train_epochs": planned.epochs,
-        "max_steps": planned.steps,
-        "remove_unused_columns": False,
-        "disable_tqdm": True,
-        "logging_nan_inf_filter": False,  # it hides what StageTrainer stops at
-    }
-    values = {**ours, **config.training, **of_stage, **fixed}
-    # rotation deletes older checkpoints before the newest is sealed, so one more must stay
-    values["save_total_limit"] = max(2, values["save_total_limit"] or 2)
-    try:
-        arguments = TrainingArguments(**values)
-    except (ValueError, ImportError) as error:
-        raise InputError(f"training: {error}") from error
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # nn.DataParallel is never right here; accelerate launch is
-    return arguments
 
 
 def save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:

@@ -11,9 +11,12 @@ import yaml
 
 from hfft.errors import InputError
 
+# What PyYAML raises: a date without such a day is a ValueError, deep nesting a RecursionError.
+_INVALID = (yaml.YAMLError, ValueError, RecursionError)
+
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `5e-5` as the number it is, and refuses a key that stands twice."""
+    """SafeLoader that reads `5e-5` as a number; a key that stands twice or is no text is refused."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -21,6 +24,11 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(
                     None, None, "a key is a plain word, not a list or a mapping", key.start_mark
+                )
+            kind = key.tag.rpartition(":")[2]
+            if kind not in ("str", "merge"):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} is read as {kind}; quote it", key.start_mark
                 )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
@@ -49,10 +57,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: there is no such config file{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read: {error}") from None
-    except yaml.YAMLError as error:
+    except _INVALID as error:
         raise InputError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+        found = "nothing" if values is None else type(values).__name__
+        raise InputError(f"{path}: expected `key: value` lines, found {found}")
     return values
 
 
@@ -63,7 +72,7 @@ def apply_override(values: dict[str, Any], assignment: str) -> None:
         raise InputError(f"override {assignment!r}: expected key=value, such as seed=1")
     try:
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except _INVALID as error:
         raise InputError(f"override {assignment!r}: the value is not valid YAML: {error}") from None
     node: Any = values
     *parents, last = key.split(".")
@@ -86,6 +95,8 @@ def apply_override(values: dict[str, Any], assignment: str) -> None:
 
 
 def _index(items: list[Any], part: str, where: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
+    if not items:
+        raise InputError(f"override {where}: the list is empty")
+    if not part.isdecimal() or int(part) >= len(items):
         raise InputError(f"override {where}: expected a number from 0 to {len(items) - 1}")
     return int(part)

@@ -97,7 +97,7 @@ class ImageClassification(Task):
         config.problem_type = "single_label_classification"
         if isinstance(config, TimmWrapperConfig):
             config.label_names = list(labels)
-            _resize_timm(config, self._own)
+            _adapt_timm(config, self._own)
 
     def load_processor(self, source: ModelConfig, config: PretrainedConfig) -> Any:
         """Return the model's own image processor, at the size the options ask for."""
@@ -197,15 +197,18 @@ class ImageClassification(Task):
         return [path]
 
 
-def _resize_timm(config: TimmWrapperConfig, options: ImageOptions) -> None:
+def _adapt_timm(config: TimmWrapperConfig, options: ImageOptions) -> None:
+    """Write the input size into a timm model's config, where its processor reads it."""
+    # timm saves num_classes among the arguments too, where it would stand against the labels
+    arguments = {k: v for k, v in (config.model_args or {}).items() if k != "num_classes"}
     changed = dict(config.pretrained_cfg)
     if options.image_size is not None:
         changed["input_size"] = (changed["input_size"][0], options.image_size, options.image_size)
         if changed.get("fixed_input_size"):
-            config.model_args = {**(config.model_args or {}), "img_size": options.image_size}
+            arguments["img_size"] = options.image_size
     if options.crop_pct is not None:
         changed["crop_pct"] = options.crop_pct
-    config.pretrained_cfg = changed
+    config.pretrained_cfg, config.model_args = changed, arguments or None
 
 
 def _unchanged(image: Image.Image) -> Image.Image:

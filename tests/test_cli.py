@@ -165,6 +165,16 @@ def test_push_of_an_unfinished_run_is_2(tmp_path: Path, capsys: pytest.CaptureFi
     assert "is no finished run" in capsys.readouterr().err
 
 
+def test_push_to_a_name_that_can_be_none_is_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "metrics.json").write_text("{}")
+    assert cli.main(["push", str(tmp_path), "me/my model"]) == 2
+    assert "REPO_ID: Repo id must use alphanumeric chars" in capsys.readouterr().err
+
+
 def test_push_without_the_network_is_1_and_says_how_to_finish(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -129,6 +129,10 @@ def test_unknown_value_is_named_with_the_nearest(
         ({"seed": 1.5}, "seed"),
         ({"seed": "1"}, "seed"),
         ({"seed": -1}, "seed"),
+        ({"seed": 2**31}, "seed"),
+        ({"output_dir": ""}, "output_dir"),
+        ({"strategy": {"name": "full", "learning_rate": float("inf")}}, "strategy.learning_rate"),
+        ({"hub": {"repo_id": "-me-/model"}}, "hub.repo_id"),
         ({"strategy": {"name": "full", "epochs": "3"}}, "strategy.epochs"),
         ({"strategy": {"name": "full", "epochs": 0}}, "strategy.epochs"),
         ({"strategy": {"epochs": 3}}, "strategy.name"),
@@ -234,6 +238,13 @@ def test_two_ways_to_say_one_thing_exclude_each_other(
         ("max_steps", "10", "Input should be a valid integer, found '10'"),
         ("per_device_train_batch_size", 4.5, "Input should be a valid integer, found 4.5"),
         ("bf16", "yess", "Input should be a valid boolean, found 'yess'"),
+        ("max_steps", 0, "Input should be greater than 0, found 0"),
+        ("per_device_train_batch_size", 0, "Input should be greater than 0, found 0"),
+        ("gradient_accumulation_steps", -1, "Input should be greater than 0, found -1"),
+        ("num_train_epochs", 0, "Input should be greater than 0, found 0"),
+        ("num_train_epochs", float("inf"), "expected a finite number, found inf"),
+        ("learning_rate", float("nan"), "expected a finite number, found nan"),
+        ("eval_strategy", False, 'found False; YAML reads no as false: write "no"'),
         ("eval_strategy", "step", "'step' is none of its values; did you mean 'steps'?"),
         ("lr_scheduler_type", "linea", "'linea' is none of its values; did you mean 'linear'?"),
     ],
@@ -286,6 +297,16 @@ def test_overrides_count_as_if_they_stood_in_the_file(tmp_path: Path) -> None:
 def test_output_dir_is_named_after_the_file(tmp_path: Path) -> None:
     assert load(tmp_path).output_dir == "runs/mine"
     assert load(tmp_path, "output_dir=elsewhere").output_dir == "elsewhere"
+
+
+def test_home_folder_is_written_as_in_a_shell(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load(tmp_path, model="~/m", output_dir="~/runs/x")
+    assert (config.model.name, config.output_dir) == ("/home/me/m", "/home/me/runs/x")
+
+
+def test_value_where_a_section_belongs_is_said_in_yamls_words(tmp_path: Path) -> None:
+    assert complaints(tmp_path, data="d") == ["data: expected `key: value` lines, found 'd'"]
 
 
 def test_config_survives_being_dumped_and_loaded(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def test_predict_labels_files_and_folders(
     ("arguments", "message"),
     [
         (["predict", "{run}", "nowhere.png"], "nowhere.png"),
+        (["predict", "{run}", ""], "INPUT: one is empty"),
         (["predict", "{run}/log.jsonl", "x.png"], "neither a run folder"),
         (["evaluate", "{run}", "--split", "tset"], "there is no 'tset'"),
         (["evaluate", "{run}/model"], "needs --data"),

@@ -61,7 +61,21 @@ def test_key_that_is_no_word_is_an_error(tmp_path: Path, text: str) -> None:
     assert "a key is a plain word" in message(tmp_path, text)
 
 
-@pytest.mark.parametrize(("text", "kind"), [("", "NoneType"), ("- a", "list"), ("word", "str")])
+@pytest.mark.parametrize(("key", "kind"), [("no", "bool"), ("1", "int"), ("~", "null")])
+def test_key_that_is_read_as_another_type_is_an_error(tmp_path: Path, key: str, kind: str) -> None:
+    said = message(tmp_path, f"seed: 1\n{key}: 2\n")
+    assert f"the key {key} is read as {kind}; quote it" in said
+    assert "line 2" in said
+
+
+@pytest.mark.parametrize("value", ["2020-13-45", "9" * 5000, "[" * 3000])
+def test_value_that_the_parser_breaks_on_is_an_error(tmp_path: Path, value: str) -> None:
+    assert "not valid YAML" in message(tmp_path, f"seed: {value}")
+    with pytest.raises(InputError, match="the value is not valid YAML"):
+        overridden({}, f"seed={value}")
+
+
+@pytest.mark.parametrize(("text", "kind"), [("", "nothing"), ("- a", "list"), ("word", "str")])
 def test_file_without_keys_is_an_error(tmp_path: Path, text: str, kind: str) -> None:
     assert f"expected `key: value` lines, found {kind}" in message(tmp_path, text)
 
@@ -148,3 +162,12 @@ def test_malformed_override_shows_the_form(assignment: str) -> None:
 def test_override_that_is_no_yaml_is_an_error() -> None:
     with pytest.raises(InputError, match=r"'seed=\[': the value is not valid YAML"):
         overridden({}, "seed=[")
+
+
+@pytest.mark.parametrize(
+    ("items", "said"), [([], "the list is empty"), ([{}], "expected a number from 0 to 0")]
+)
+def test_override_of_an_item_that_is_not_there_is_an_error(items: list[Any], said: str) -> None:
+    for number in ("1", "²", "-1"):
+        with pytest.raises(InputError, match=said):
+            overridden({"stages": items}, f"stages.{number}.epochs=1")

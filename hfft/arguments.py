@@ -1,0 +1,94 @@
+"""A stage's TrainingArguments, and a rehearsal of what a Trainer makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import TrainingArguments
+
+from hfft.config import Config
+from hfft.errors import InputError
+from hfft.processes import has_accelerator
+from hfft.trainer import StageTrainer
+
+if TYPE_CHECKING:
+    from hfft.plan import PlannedStage
+
+
+def training_arguments(
+    config: Config, planned: PlannedStage, output_dir: Path, seed: int
+) -> TrainingArguments:
+    """Return one stage's TrainingArguments: ours, then `training`, then the stage's own."""
+    stage = planned.stage
+    ours = {
+        "report_to": "none",
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 2,
+        "logging_steps": 10,
+        "logging_first_step": True,
+        "use_cpu": not has_accelerator(),
+        "ddp_find_unused_parameters": False,  # what is frozen was frozen before wrapping
+        "dataloader_pin_memory": has_accelerator(),
+        "label_names": ["labels"],
+    }
+    of_stage = {
+        key: value
+        for key in ("weight_decay", "lr_scheduler_type", "warmup_steps")
+        if (value := getattr(stage, key)) is not None
+    }
+    fixed = {
+        "output_dir": str(output_dir),
+        "seed": seed,
+        "learning_rate": planned.learning_rate,
+        "num_train_epochs": planned.epochs,
+        "max_steps": planned.steps,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,  # it hides what StageTrainer stops at
+    }
+    values = {**ours, **config.training, **of_stage, **fixed}
+    # rotation deletes older checkpoints before the newest is sealed, so one more must stay
+    values["save_total_limit"] = max(2, values["save_total_limit"] or 2)
+    try:
+        arguments = TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"training: {error}") from error
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # nn.DataParallel is never right here; accelerate launch is
+    return arguments
+
+
+def rehearse(config: Config, planned: PlannedStage) -> None:
+    """Make all that a Trainer makes of a stage's arguments before its first step.
+
+    TrainingArguments checks little; what is missing, or doesn't go together, comes out in the
+    Trainer, the optimizer, the schedule and the loader. They are made for a model of one weight.
+
+    Raises:
+        InputError: the arguments are wrong, or need what is not installed.
+    """
+    model = nn.Linear(1, 1, bias=False)
+    with TemporaryDirectory() as nothing:
+        arguments = training_arguments(config, planned, Path(nothing), config.seed)
+        examples: Any = [{"input_ids": [0]}]
+        try:
+            trainer = StageTrainer(
+                rates={"weight": planned.learning_rate},
+                carried={},
+                span=(0, planned.steps) if config.schedule == "run" else None,
+                model=model,
+                args=arguments,
+                train_dataset=examples,
+                eval_dataset=examples,
+                compute_metrics=lambda _: {},
+            )
+            trainer.create_optimizer_and_scheduler(planned.steps)
+            trainer.get_train_dataloader()
+        except InputError:
+            raise
+        except Exception as error:  # whatever a library makes of a value it didn't expect
+            raise InputError(f"training: {error}") from error
