@@ -32,6 +32,7 @@ def training_arguments(
         "logging_first_step": True,
         "use_cpu": not has_accelerator(),
         "ddp_find_unused_parameters": False,  # what is frozen was frozen before wrapping
+        "ddp_broadcast_buffers": False,  # ReplicasCallback averages what each process gathered
         "dataloader_pin_memory": has_accelerator(),
         "label_names": ["labels"],
     }

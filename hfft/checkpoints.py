@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,30 @@ def write_json(path: Path, value: object) -> None:
 
 
 class SealCallback(TrainerCallback):
-    """Seal each checkpoint once every process has written its share."""
+    """Seal each checkpoint once every process has written its share.
+
+    Args:
+        spent: seconds that earlier processes put into the stage.
+    """
+
+    def __init__(self, spent: float = 0.0) -> None:
+        self._since = time.monotonic() - spent
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
     ) -> None:
-        """Write the seal."""
+        """Write the seal; weights that are no numbers get none."""
         if args.world_size > 1:
             dist.barrier()
-        if args.should_save:
+        if args.should_save and model is not None and _is_finite(model):
             folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
             sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-            write_json(folder / _SEAL, sizes)
+            write_json(folder / _SEAL, {"seconds": time.monotonic() - self._since, "files": sizes})
 
 
 class StageCheckpoints:
@@ -62,7 +75,7 @@ class StageCheckpoints:
     def newest(self) -> Path | None:
         """Return the newest sealed checkpoint, or None."""
         found = [path for path in self.folder.glob("checkpoint-*") if _is_whole(path)]
-        return max(found, key=_step, default=None)
+        return max(found, key=step_of, default=None)
 
     def discard_partial(self) -> None:
         """Remove what a killed run left half-written."""
@@ -104,13 +117,23 @@ class StageCheckpoints:
             (self.finished / name).unlink(missing_ok=True)
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer step that a checkpoint was written after."""
     return int(checkpoint.name.rpartition("-")[2])
+
+
+def seconds_of(checkpoint: Path) -> float:
+    """Return the seconds its stage had taken when a checkpoint was sealed."""
+    return float(json.loads((checkpoint / _SEAL).read_text(encoding="utf-8"))["seconds"])
+
+
+def _is_finite(model: nn.Module) -> bool:
+    return all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad)
 
 
 def _is_whole(checkpoint: Path) -> bool:
     try:
-        sizes = json.loads((checkpoint / _SEAL).read_text(encoding="utf-8"))
+        sizes = json.loads((checkpoint / _SEAL).read_text(encoding="utf-8"))["files"]
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False

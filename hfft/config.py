@@ -6,11 +6,8 @@ whose keys are those of `transformers.TrainingArguments`.
 
 from __future__ import annotations
 
-import math
 import os
-import typing
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,50 +18,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
 
-from hfft.complaints import explain, nearest
+from hfft.complaints import explain
 from hfft.errors import InputError
+from hfft.training_fields import check_choice, check_training
 from hfft.yaml_file import apply_override, read_yaml
-
-# Fields of TrainingArguments that another part of the config or the command line already decides.
-SET_ELSEWHERE = {
-    "output_dir": "output_dir",
-    "seed": "seed",
-    "resume_from_checkpoint": "the flag --resume",
-    "push_to_hub": "hub",
-    "hub_model_id": "hub.repo_id",
-    "hub_private_repo": "hub.private",
-    "hub_token": "the environment variable HF_TOKEN",
-    "remove_unused_columns": "data.columns",
-    "do_train": "the verb hfft train",
-    "do_eval": "data.validation",
-    "do_predict": "data.test",
-    "label_names": "the task",
-    "prediction_loss_only": "the task",
-    "batch_eval_metrics": "the task",
-    "eval_do_concat_batches": "the task",
-}
-
-# Fields of TrainingArguments that it takes any number for, to break on it in the middle of a run.
-NARROWER: dict[str, Any] = {
-    "per_device_train_batch_size": PositiveInt,
-    "per_device_eval_batch_size": PositiveInt,
-    "gradient_accumulation_steps": PositiveInt,
-    "dataloader_num_workers": NonNegativeInt,
-    "num_train_epochs": PositiveFloat,
-    "max_steps": Literal[-1] | PositiveInt,
-    "learning_rate": NonNegativeFloat,
-    "weight_decay": NonNegativeFloat,
-    "max_grad_norm": NonNegativeFloat,
-}
 
 
 class Section(BaseModel):
@@ -321,10 +282,23 @@ def load_config(path: str | Path, overrides: Sequence[str], task_options: TaskOp
     except ValidationError as error:
         problems += explain(error, Config, ())
     problems += _check_task_options(values.get("task"), task_options)
-    problems += _check_training(values.get("training"))
+    problems += check_training(values.get("training"))
     if misplaced or problems or config is None:
         raise InputError([*misplaced, *(f"{path}: {problem}" for problem in problems)])
     return config
+
+
+def check_config(config: Config, task_options: TaskOptions) -> None:
+    """Check what a Config made in Python has not been checked for: options and training fields.
+
+    Raises:
+        InputError: with every problem found.
+    """
+    problems = _check_schedules(config)
+    problems += _check_task_options(config.task.model_dump(), task_options)
+    problems += check_training(config.training)
+    if problems:
+        raise InputError(problems)
 
 
 def dump_config(config: Config) -> str:
@@ -370,37 +344,6 @@ def _check_task_options(task: object, task_options: TaskOptions) -> list[str]:
     return []
 
 
-def _check_training(training: object) -> list[str]:
-    """Check names and types against transformers.TrainingArguments."""
-    if not isinstance(training, dict) or not training:
-        return []
-    import dataclasses
-
-    from transformers import TrainingArguments
-
-    hints = typing.get_type_hints(TrainingArguments)
-    names = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
-    problems = []
-    for key, value in training.items():
-        if key in SET_ELSEWHERE:
-            problems.append(f"training.{key}: is set by {SET_ELSEWHERE[key]}; remove it here")
-        elif key not in names:
-            problems.append(f"training.{key}: unknown key{nearest(str(key), names)}")
-        elif isinstance(value, float) and not math.isfinite(value):
-            problems.append(f"training.{key}: expected a finite number, found {value!r}")
-        else:
-            try:
-                TypeAdapter(NARROWER.get(key, hints[key])).validate_python(value, strict=True)
-                problems += _check_choice(f"training.{key}", value, hints[key])
-            except ValidationError as error:
-                message = error.errors()[-1]["msg"]  # of a union, the form that is no class
-                meant = '; YAML reads no as false: write "no"' if value is False else ""
-                problems.append(f"training.{key}: {message}, found {value!r}{meant}")
-            except TypeError:
-                continue  # a type pydantic does not know: TrainingArguments checks it itself
-    return problems
-
-
 def _check_schedules(config: Config) -> list[str]:
     """Check the schedules that stages name, as `training.lr_scheduler_type` is checked."""
     sections: dict[str, StageFields | None] = {"strategy": config.strategy}
@@ -414,15 +357,5 @@ def _check_schedules(config: Config) -> list[str]:
     return [
         problem
         for place, name in named.items()
-        for problem in _check_choice(f"{place}.lr_scheduler_type", name, SchedulerType | None)
+        for problem in check_choice(f"{place}.lr_scheduler_type", name, SchedulerType | None)
     ]
-
-
-def _check_choice(place: str, value: object, hint: Any) -> list[str]:
-    """Check a name against the enum that TrainingArguments will turn it into."""
-    for kind in typing.get_args(hint):
-        if isinstance(kind, type) and issubclass(kind, Enum) and isinstance(value, str):
-            names = [str(member.value) for member in kind]
-            if value not in names:
-                return [f"{place}: {value!r} is none of its values{nearest(value, names)}"]
-    return []

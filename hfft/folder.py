@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
+        self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.json"
         self.log = self.path / "log.jsonl"
         self.checkpoints = self.path / "checkpoints"
@@ -53,9 +56,9 @@ class RunFolder:
                 `--resume` with another config or number of processes than the run's; or
                 `--overwrite` of what is no run, or holds this one's model or data.
         """
-        if self.path.exists() and not self.path.is_dir():
+        if os.path.exists(self.path) and not self.path.is_dir():
             raise InputError(f"output_dir: {self.path} is a file; name a folder")
-        present = [name for name in _OURS if (self.path / name).exists()]
+        present = [name for name in _OURS if os.path.exists(self.path / name)]
         if overwrite and resume:
             raise InputError("--resume and --overwrite exclude each other")
         if not present:
@@ -91,17 +94,46 @@ class RunFolder:
 
     def _fill(self, config: Config, environment: dict[str, Any], *, overwrite: bool) -> None:
         if overwrite:
-            for name in _OURS:
-                path = self.path / name
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-        write_json(self.path / "environment.json", environment)
+            self._remove()
+        if self.config.exists():  # a resumed run keeps what it was started with
+            return
+        write_json(self.environment, environment)
         self.checkpoints.mkdir(exist_ok=True)
         partial = self.path / "config.yaml.partial"
         partial.write_text(dump_config(config), encoding="utf-8")
         partial.replace(self.config)
+
+    def check_data(self, fingerprint: str) -> None:
+        """Make sure that a resumed run goes on with the data it was started with.
+
+        Raises:
+            InputError: files were added, removed or changed.
+        """
+        if not self.environment.exists():
+            return
+        before = json.loads(self.environment.read_text(encoding="utf-8"))["data_fingerprint"]
+        if before != fingerprint:
+            raise InputError(
+                f"--resume: the data has changed since {self.path} was started; put it back as it "
+                f"was, or begin anew with --overwrite"
+            )
+
+    def abandon(self) -> None:
+        """Remove a run that has come to nothing: there is no checkpoint to go on from."""
+        if not any(self.checkpoints.rglob("checkpoint-*")) and not any(
+            self.checkpoints.rglob("result.json")
+        ):
+            self._remove()
+            with suppress(OSError):  # it holds what is not ours
+                self.path.rmdir()
+
+    def _remove(self) -> None:
+        for name in _OURS:
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def stage(self, trial: str, number: int, name: str) -> StageCheckpoints:
         """Return where a stage's checkpoints lie."""
@@ -124,7 +156,7 @@ class RunFolder:
             InputError: what is there is no run of ours, so neither flag may touch it.
         """
         try:
-            text = (self.path / "environment.json").read_text(encoding="utf-8")
+            text = self.environment.read_text(encoding="utf-8")
             return int(json.loads(text)["num_processes"])
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
-from transformers import AutoConfig, PretrainedConfig, Trainer, TrainingArguments, pipeline
+from transformers import PretrainedConfig, Trainer, TrainingArguments, pipeline
 from transformers.trainer_callback import PrinterCallback
 
 from hfft import registry
@@ -31,6 +31,11 @@ class FinishedModel:
     labels: list[str]
     config: Config | None
 
+    @property
+    def source(self) -> ModelConfig:
+        """The model folder, with what its run was allowed to load."""
+        return _source(self.folder, self.config)
+
 
 def open_finished(path: str | Path) -> FinishedModel:
     """Open a run folder, or a model folder alone.
@@ -47,11 +52,13 @@ def open_finished(path: str | Path) -> FinishedModel:
         task = registry.get(config.task.name)
         options = task.Options.model_validate(config.task.model_extra or {})
         folder = path / "model"
-        return FinishedModel(folder, task(options), _labels(folder), config)
+        labels = _labels(read_model_config(_source(folder, config)))
+        return FinishedModel(folder, task(options), labels, config)
     if not (path / "config.json").is_file():
         raise InputError(f"{path}: is neither a run folder (config.yaml) nor a model folder")
-    kind = _task_of(read_model_config(ModelConfig(name=str(path))), path)
-    return FinishedModel(path, kind(kind.Options()), _labels(path), None)
+    model_config = read_model_config(_source(path, None))
+    kind = _task_of(model_config, path)
+    return FinishedModel(path, kind(kind.Options()), _labels(model_config), None)
 
 
 def evaluate(model: FinishedModel, data: str | None, split: str | None) -> dict[str, Any]:
@@ -67,14 +74,17 @@ def evaluate(model: FinishedModel, data: str | None, split: str | None) -> dict[
         `{"split", "examples", "metrics": {name: value}, "per_class": [...]}`
 
     Raises:
-        InputError: there is no such data or split, or its labels are not the model's.
+        InputError: there is no such data or split, its labels are not the model's, or the model
+            has no trained head.
     """
-    source = ModelConfig(name=str(model.folder))
+    source = model.source
     model_config = read_model_config(source)
     processor = model.task.load_processor(source, model_config)
     name, rows = _rows(model, data, split)
     join_processes()
     loaded = load_weights(model.task.auto_model, source, model_config)
+    if loaded.new_head:
+        raise InputError(f"{model.folder}: nothing to score: {loaded.notes[0]}; fine-tune it first")
     with TemporaryDirectory() as nothing:
         trainer = Trainer(
             model=loaded.model,
@@ -116,7 +126,11 @@ def predict(model: FinishedModel, inputs: Sequence[str]) -> Iterator[dict[str, A
     if not all(inputs):
         raise InputError("INPUT: one is empty; a shell variable without a value?")
     read = model.task.read_inputs(inputs)
-    run: Any = pipeline(cast(Any, model.task.name), model=str(model.folder))
+    run: Any = pipeline(
+        cast(Any, model.task.name),
+        model=str(model.folder),
+        trust_remote_code=model.source.trust_remote_code,
+    )
     for name, value in read:
         yield {"input": name, "scores": run(value)}
 
@@ -124,8 +138,14 @@ def predict(model: FinishedModel, inputs: Sequence[str]) -> Iterator[dict[str, A
 def _rows(model: FinishedModel, data: str | None, split: str | None) -> tuple[str, Any]:
     config, columns = model.config, model.task.columns
     if data is not None:
-        chosen = config.data.columns if config is not None else {}
-        rows = load_split(data, split, columns, labels=model.labels, chosen=chosen)
+        rows = load_split(
+            data,
+            split,
+            columns,
+            labels=model.labels,
+            chosen=config.data.columns if config is not None else {},
+            on_bad_example=config.data.on_bad_example if config is not None else "error",
+        )
         return split or data, rows
     if config is None:
         raise InputError(f"{model.folder}: a model without its run needs --data PATH")
@@ -136,8 +156,14 @@ def _rows(model: FinishedModel, data: str | None, split: str | None) -> tuple[st
     return name, splits[name]
 
 
-def _labels(folder: Path) -> list[str]:
-    names = AutoConfig.from_pretrained(folder).id2label or {}
+def _source(folder: Path, config: Config | None) -> ModelConfig:
+    allowed = {"allow_pickle", "trust_remote_code"}
+    flags = config.model.model_dump(include=allowed) if config is not None else {}
+    return ModelConfig(name=str(folder), **flags)
+
+
+def _labels(config: PretrainedConfig) -> list[str]:
+    names = config.id2label or {}
     return [names[number] for number in sorted(names)]
 
 

@@ -122,16 +122,27 @@ class LayerGroups:
 def find_layer_groups(model: PreTrainedModel) -> LayerGroups:
     """Order a model's parameters: embeddings or stem, block 0 … block n-1, head.
 
-    timm models say their order themselves (`group_matcher`). In a transformers model the blocks
-    are its outermost lists of alike modules; what stands before them is the embeddings, what comes
-    after them (a final norm, a pooler) belongs to the last block, and what lies outside the base
-    model is the head. Parameters that share a tensor stand once, where they are used first.
+    timm models say their order themselves (`group_matcher`). In a transformers model, and a timm
+    model that does not, the blocks are its outermost lists of alike modules; what stands before
+    them is the embeddings, what comes after them (a final norm, a pooler) belongs to the last
+    block, and what lies outside the base model is the head. Parameters that share a tensor stand
+    once, where they are used first.
+
+    The order of blocks is that of execution. Single parameters may be used later than their group
+    (a class token that joins half-way stands with the embeddings), and parallel branches (CoaT,
+    HRNet) stand in the order their authors number them.
     """
     towers = {name: child for name, child in model.named_children() if name.endswith("_model")}
     name = type(model).__name__
     if isinstance(timm_model := getattr(model, "timm_model", None), nn.Module):
         body, head = _timm_groups(timm_model, "timm_model.")
-        return LayerGroups({"backbone": body}, head, model_name=model.config.architecture)
+        prefixed = (model, "", frozenset(head.parameters))
+        return LayerGroups(
+            {"backbone": body or (_everything("backbone", *prefixed),)},
+            head,
+            ordered=body is not None,
+            model_name=model.config.architecture,
+        )
     if len(towers) >= 2:
         bodies = {
             tower.removesuffix("_model"): (child, f"{tower}.", frozenset[str]())
@@ -187,14 +198,19 @@ def _everything(name: str, module: nn.Module, prefix: str, leave_out: frozenset[
 
 
 def _tower(
-    module: nn.Module, prefix: str, leave_out: frozenset[str] = frozenset()
+    module: nn.Module,
+    prefix: str,
+    leave_out: frozenset[str] = frozenset(),
+    sequences: tuple[type[nn.Module], ...] = (nn.ModuleList,),
 ) -> tuple[LayerGroup, ...] | None:
     """Return one tower's groups, or None where no order can be found."""
     if isinstance(timm_model := getattr(module, "timm_model", None), nn.Module):
         body, head = _timm_groups(timm_model, f"{prefix}timm_model.")
+        if body is None:
+            return None
         last = LayerGroup(body[-1].name, body[-1].parameters + head.parameters)
         return (*body[:-1], last)
-    stacks = _block_lists(module)
+    stacks = _block_lists(module, sequences)
     if not stacks:
         return None
     names = [name for name, _ in module.named_parameters() if name not in leave_out]
@@ -220,15 +236,17 @@ def _tower(
     return tuple(LayerGroup(prefix + name, tuple(own)) for name, own in ordered.items() if own)
 
 
-def _block_lists(module: nn.Module) -> list[tuple[str, tuple[str, ...], int]]:
-    """Find the outermost lists of alike modules, in order.
+def _block_lists(
+    module: nn.Module, sequences: tuple[type[nn.Module], ...] = (nn.ModuleList,)
+) -> list[tuple[str, tuple[str, ...], int]]:
+    """Find the outermost lists of alike modules, of the types in `sequences`, in order.
 
     Returns:
         For each: its path, the paths of the lists beside it that run in step with it (SegFormer's
         patch embeddings and norms), and its length.
     """
     found: list[tuple[str, tuple[str, ...], int]] = []
-    for path, candidate in _outermost_lists(module, ""):
+    for path, candidate in _outermost_lists(module, "", sequences):
         parent = path.rpartition(".")[0]
         if found and found[-1][0].rpartition(".")[0] == parent and found[-1][2] == len(candidate):
             name, beside, size = found[-1]
@@ -238,16 +256,18 @@ def _block_lists(module: nn.Module) -> list[tuple[str, tuple[str, ...], int]]:
     return found
 
 
-def _outermost_lists(module: nn.Module, path: str) -> Iterator[tuple[str, nn.ModuleList]]:
+def _outermost_lists(
+    module: nn.Module, path: str, sequences: tuple[type[nn.Module], ...]
+) -> Iterator[tuple[str, list[nn.Module]]]:
     for name, child in module.named_children():
         below = f"{path}.{name}" if path else name
-        if isinstance(child, nn.ModuleList) and _is_stack(child):
-            yield below, child
+        if isinstance(child, sequences) and _is_stack(inside := list(child.children())):
+            yield below, inside
         else:
-            yield from _outermost_lists(child, below)
+            yield from _outermost_lists(child, below, sequences)
 
 
-def _is_stack(modules: nn.ModuleList) -> bool:
+def _is_stack(modules: list[nn.Module]) -> bool:
     kinds = {type(module) for module in modules}
     return len(kinds) == 1 and all(next(m.parameters(), None) is not None for m in modules)
 
@@ -274,15 +294,17 @@ def _used_before_the_blocks(
     return found
 
 
-def _timm_groups(model: Any, prefix: str) -> tuple[tuple[LayerGroup, ...], LayerGroup]:
-    """Group a timm model by its own matcher: CNN stages or transformer blocks, then its head."""
-    from timm.models import group_parameters
+def _timm_groups(model: Any, prefix: str) -> tuple[tuple[LayerGroup, ...] | None, LayerGroup]:
+    """Group a timm model by its own matcher: CNN stages or transformer blocks, then its head.
 
-    layers = group_parameters(model, model.group_matcher(coarse=True))
-    classifier = model.get_classifier()
-    modules = classifier if isinstance(classifier, tuple) else (classifier,)
-    heads = {id(p) for m in modules if isinstance(m, nn.Module) for p in m.parameters()}
-    in_head = {name for name, p in model.named_parameters() if id(p) in heads}
+    Without a matcher its blocks are found as in a transformers model; None: there are none.
+    """
+    in_head = _timm_head(model)
+    head = LayerGroup("head", tuple(prefix + name for name in sorted(in_head)))
+    layers = _timm_layers(model)
+    if layers is None:
+        sequences = (nn.ModuleList, nn.Sequential)
+        return _tower(model, prefix, frozenset(in_head), sequences), head
     body: list[LayerGroup] = []
     for number in sorted(layers):
         names = tuple(prefix + name for name in layers[number] if name not in in_head)
@@ -295,7 +317,37 @@ def _timm_groups(model: Any, prefix: str) -> tuple[tuple[LayerGroup, ...], Layer
             others = [prefix + name for n in layers if n != number for name in layers[n]]
             name = _own_module(names[0], others).removeprefix(prefix) if number else "stem"
             body.append(LayerGroup(name, names))
-    return tuple(body), LayerGroup("head", tuple(prefix + name for name in sorted(in_head)))
+    return tuple(body), head
+
+
+def _timm_head(model: Any) -> set[str]:
+    """Name the parameters of a timm model's head, and of one beside it (VOLO's for tokens)."""
+    named = model.pretrained_cfg.get("classifier") or ()
+    paths = (named,) if isinstance(named, str) else tuple(named)
+    found = model.get_classifier() if hasattr(model, "get_classifier") else ()
+    modules = found if isinstance(found, tuple) else (found,)
+    heads = {id(p) for m in modules if isinstance(m, nn.Module) for p in m.parameters()}
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if id(parameter) in heads or name.startswith(tuple(f"{path}." for path in paths))
+    }
+
+
+def _timm_layers(model: Any) -> dict[int, list[str]] | None:
+    """Return number to parameter names as a timm model's matcher has them; None without one."""
+    from timm.models import group_parameters
+
+    try:
+        layers = dict(group_parameters(model, model.group_matcher(coarse=True)))
+    except (AttributeError, AssertionError, NotImplementedError):  # none, or none by stages
+        return None
+    # CaiT's matcher lays these blocks over the last of the others, and they run after them all
+    late = [n for names in layers.values() for n in names if n.startswith("blocks_token_only.")]
+    if late:
+        layers = {number: [n for n in names if n not in late] for number, names in layers.items()}
+        layers[max(layers) - 1] += late
+    return layers
 
 
 def _own_module(parameter: str, others: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from hfft.task import Task
 
 DEFAULT_LEARNING_RATE = 5e-5  # of transformers.TrainingArguments
 DEFAULT_BATCH_SIZE = 8
+_RECIPE = ("weight_decay", "lr_scheduler_type", "warmup_steps")  # of the last stage, for baselines
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def make_plan(config: Config) -> Plan:
     if data is None or model_config is None or problems:
         raise InputError(problems)
     task.configure(model_config, data.labels or [])
-    model = skeleton(task.auto_model, model_config)
+    model = skeleton(task.auto_model, model_config, config.model.trust_remote_code)
     groups = find_layer_groups(model)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     planner = _Planner(config, groups, sizes, len(data.splits["train"]))
@@ -107,12 +108,14 @@ def make_plan(config: Config) -> Plan:
         planner.rehearse(main, *baselines)
     if planner.problems:
         raise InputError(dict.fromkeys(planner.problems))
+    processor = task.load_processor(config.model, model_config)
+    task.transform(processor, training=True)  # some options are checked by what they make only
     return Plan(
         config=config,
         task=task,
         data=data,
         model_config=model_config,
-        processor=task.load_processor(config.model, model_config),
+        processor=processor,
         groups=groups,
         sizes=sizes,
         main=main,
@@ -147,17 +150,20 @@ class _Planner:
 
     def baseline(self, baseline: Baseline, main: Trial) -> Trial:
         """Give a baseline what it leaves out: the whole fine-tune's length, its rates."""
-        fields = baseline.model_dump(include=set(StageFields.model_fields), exclude_none=True)
-        if baseline.epochs is None and baseline.steps is None and main.stages:
+        if not main.stages:  # the fine-tune itself is wrong, and that is said already
+            return Trial(baseline.name, ())
+        last, scratch = main.stages[-1], baseline.name == "scratch"
+        head = 1.0 if scratch else last.stage.head_multiplier or 1.0
+        fields = last.stage.model_dump(include=set(_RECIPE), exclude_none=True)
+        fields |= {"learning_rate": last.learning_rate * head}
+        own_length = baseline.epochs is not None or baseline.steps is not None
+        if not own_length:
             fields["steps"] = sum(planned.steps for planned in main.stages)
-        scratch = baseline.name == "scratch"
-        if baseline.learning_rate is None and main.stages:
-            last = main.stages[-1]
-            head = 1.0 if scratch else last.stage.head_multiplier or 1.0
-            fields["learning_rate"] = last.learning_rate * head
-        freeze = "none" if scratch else "backbone"
-        stage = Stage.model_validate({**fields, "name": baseline.name, "freeze": freeze})
-        trial = self._trial(baseline.name, [stage], f"baselines.{baseline.name}")
+        fields |= baseline.model_dump(include=set(StageFields.model_fields), exclude_none=True)
+        fields |= {"name": baseline.name, "freeze": "none" if scratch else "backbone"}
+        stage = Stage.model_validate(fields)
+        place = f"baselines.{baseline.name}"
+        trial = self._trial(baseline.name, [stage], place, capped=own_length)
         return Trial(trial.name, trial.stages, from_scratch=scratch)
 
     def rehearse(self, *trials: Trial) -> None:
@@ -167,11 +173,11 @@ class _Planner:
             except InputError as error:
                 self.problems += error.messages
 
-    def _trial(self, name: str, stages: list[Stage], place: str) -> Trial:
-        planned = [self._plan(stage, place.format(i)) for i, stage in enumerate(stages)]
+    def _trial(self, name: str, stages: list[Stage], place: str, *, capped: bool = True) -> Trial:
+        planned = [self._plan(stage, place.format(i), capped) for i, stage in enumerate(stages)]
         return Trial(name, tuple(stage for stage in planned if stage is not None))
 
-    def _plan(self, stage: Stage, place: str) -> PlannedStage | None:
+    def _plan(self, stage: Stage, place: str, capped: bool) -> PlannedStage | None:
         training = self.config.training
         rate = _first(
             stage.learning_rate, training.get("learning_rate"), default=DEFAULT_LEARNING_RATE
@@ -193,7 +199,7 @@ class _Planner:
         epochs = _first(stage.epochs, training.get("num_train_epochs"), default=DEFAULT_EPOCHS)
         steps = stage.steps or math.ceil(epochs * self.steps_per_epoch)
         cap = training.get("max_steps", -1)
-        steps = min(steps, cap) if cap > 0 else steps
+        steps = min(steps, cap) if capped and cap > 0 else steps
         return PlannedStage(
             stage=stage,
             frozen=frozen,
@@ -210,9 +216,18 @@ def _first(*values: float | None, default: float) -> float:
 
 
 def steps_per_epoch(examples: int, training: Mapping[str, Any], processes: int) -> int:
-    """Return the optimizer steps of one pass, as the Trainer counts them."""
+    """Return the optimizer steps of one pass, as the Trainer counts them.
+
+    Raises:
+        InputError: `dataloader_drop_last` leaves no batch.
+    """
     batch = int(training.get("per_device_train_batch_size", DEFAULT_BATCH_SIZE)) * processes
     batches = examples // batch if training.get("dataloader_drop_last") else -(-examples // batch)
+    if batches == 0:
+        raise InputError(
+            f"training.dataloader_drop_last: train has {examples} examples, fewer than one batch "
+            f"of {batch}; lower training.per_device_train_batch_size"
+        )
     return max(1, -(-batches // int(training.get("gradient_accumulation_steps", 1))))
 
 

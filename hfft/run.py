@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hfft import registry
-from hfft.config import Config, load_config
+from hfft.config import Config, check_config, load_config
 from hfft.errors import InputError
 from hfft.folder import RunFolder, describe_environment
 from hfft.hub import push, write_card
@@ -59,6 +59,8 @@ def train(
         config = load_config(config, overrides, lambda name: registry.get(name).Options)
     elif overrides:
         raise InputError("overrides go with the path of a config, not with a Config")
+    else:
+        check_config(config, lambda name: registry.get(name).Options)
     started = time.monotonic()
     processes = join_processes()
     folder = RunFolder(config.output_dir)
@@ -68,6 +70,9 @@ def train(
         return RunResult(json.loads(folder.metrics.read_text(encoding="utf-8")), folder.model)
 
     plan = make_plan(config)  # 1. check everything
+    if resume:
+        folder.check_data(plan.data.fingerprint)
+    processes.wait_for_everyone()
     if processes.is_main_process:  # 2. claim the folder
         environment = describe_environment(processes.num_processes, plan.data.fingerprint)
         folder.open(config, environment, overwrite=overwrite)
@@ -75,10 +80,15 @@ def train(
     for note in plan.notes:
         logger.info(note)
 
-    results = {}
-    for trial in (plan.main, *plan.baselines):
-        results[trial.name] = TrialRun(plan, trial, folder).result()  # 3. train, 4. score
-    metrics = _metrics(plan, results, time.monotonic() - started)
+    trials = [TrialRun(plan, trial, folder) for trial in (plan.main, *plan.baselines)]
+    try:
+        results = {run.trial.name: run.result() for run in trials}  # 3. train, 4. score
+    except InputError:
+        if processes.is_main_process:
+            folder.abandon()
+        raise
+    seconds = time.monotonic() - started + sum(run.spent_before for run in trials)
+    metrics = _metrics(plan, results, seconds)
     if processes.is_main_process:  # 5. write what came of it
         write_card(folder.model, plan, metrics)
         folder.close(metrics)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from hfft.complaints import nearest
@@ -26,10 +27,12 @@ class LoadedModel:
     Attributes:
         model: float32, its new head initialised from torch's global generator.
         notes: plain sentences on what the source did not bring.
+        new_head: whether the source brought no head that fits.
     """
 
     model: PreTrainedModel
     notes: list[str]
+    new_head: bool
 
 
 def read_model_config(source: ModelConfig) -> PretrainedConfig:
@@ -55,21 +58,28 @@ def read_model_config(source: ModelConfig) -> PretrainedConfig:
     return config
 
 
-def skeleton(auto_model: Any, config: PretrainedConfig) -> PreTrainedModel:
+def skeleton(
+    auto_model: Any, config: PretrainedConfig, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """Build the model on torch's meta device: every name and shape, no memory.
 
     Raises:
         InputError: the architecture has no such head.
     """
     with torch.device("meta"):
-        return initialise(auto_model, config)
+        return initialise(auto_model, config, trust_remote_code)
 
 
-def initialise(auto_model: Any, config: PretrainedConfig) -> PreTrainedModel:
+def initialise(
+    auto_model: Any, config: PretrainedConfig, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """Build the model with fresh weights, from torch's global generator."""
     try:
-        model: PreTrainedModel = auto_model.from_config(config, dtype=torch.float32)
-    except (ValueError, RuntimeError, ImportError) as error:
+        # left out, transformers would ask on stdin whether the code may run
+        model: PreTrainedModel = auto_model.from_config(
+            config, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
         raise InputError(
             f"model: {config.name_or_path or type(config).__name__} can't be built as "
             f"{auto_model.__name__}: {_first_line(error)}"
@@ -77,8 +87,32 @@ def initialise(auto_model: Any, config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
+def check_shapes(source: ModelConfig, model: PreTrainedModel) -> None:
+    """Compare a local source's weights with the model they are for, without loading them.
+
+    Weights whose name transformers changes on loading are left to `load_weights`.
+
+    Raises:
+        InputError: weights below the head have other shapes than the model's.
+    """
+    files = sorted(Path(source.name).glob("model*.safetensors"))
+    stored = _explained(source, lambda: {n: s for path in files for n, s in _shapes(path).items()})
+    head = set(find_layer_groups(model).head.parameters)
+    misfits = {}
+    for name, parameter in model.named_parameters():
+        bare = name.removeprefix(f"{model.base_model_prefix}.")
+        names = (name, bare, name.removeprefix("timm_model."))
+        shape = next((stored[n] for n in names if n in stored), parameter.shape)
+        # a shape with as many elements may be one that transformers turns round on loading
+        if name not in head and math.prod(shape) != parameter.numel():
+            misfits[name] = (shape, parameter.shape)
+    _refuse(source, misfits)
+
+
 def load_weights(auto_model: Any, source: ModelConfig, config: PretrainedConfig) -> LoadedModel:
     """Load the source's weights into the model that `config` describes.
+
+    The source's head is kept where its classes are those of `config`, name by name.
 
     Raises:
         InputError: the weights can't be read, or don't fit below the head.
@@ -98,26 +132,55 @@ def load_weights(auto_model: Any, source: ModelConfig, config: PretrainedConfig)
     )
     head = set(find_layer_groups(model).head.parameters)
     other_sizes = {item[0]: item[1:] for item in info["mismatched_keys"]}
-    if misfits := {name: sizes for name, sizes in other_sizes.items() if name not in head}:
+    _refuse(source, {name: sizes for name, sizes in other_sizes.items() if name not in head})
+    own = read_model_config(source)
+    new_head = bool(other_sizes or head & set(info["missing_keys"]))
+    notes = []
+    if sizes := next(iter(other_sizes.values()), None):
+        notes.append(
+            f"the head is new: the source's has {sizes[0][0]} outputs, the task {sizes[1][0]}"
+        )
+    elif new_head:
+        notes.append("the head is new: the source has none for this task")
+    elif head and own.id2label != config.id2label:
+        _initialise_anew(model, head)
+        new_head = True
+        notes.append("the head is new: the source's classes are others")
+    elif head and config.id2label != type(config)(num_labels=config.num_labels).id2label:
+        notes.append("the head is the source's own: its classes are the same")
+    if missing := sorted(set(info["missing_keys"]) - head):
+        notes.append(
+            f"{len(missing)} weights below the head are not in the source and start afresh: "
+            f"{', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}"
+        )
+    return LoadedModel(model, notes, new_head)
+
+
+def _initialise_anew(model: PreTrainedModel, names: Iterable[str]) -> None:
+    """Draw parameters again as the model's own code does, from torch's global generator."""
+    for path in sorted({name.rpartition(".")[0] for name in names}):
+        module = model.get_submodule(path)
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            # set on what was loaded; transformers leaves such tensors alone
+            tensor._is_hf_initialized = False  # type: ignore[attr-defined]
+        with torch.no_grad():
+            model._init_weights(module)
+
+
+def _refuse(source: ModelConfig, misfits: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raise InputError where there are `misfits`: name to the stored and the wanted shape."""
+    if misfits:
         name, (stored, wanted) = next(iter(misfits.items()))
         raise InputError(
             f"model: {source.name}: {len(misfits)} weights below the head have other sizes than "
             f"the model asked for, first {name}: {tuple(stored)} stored, {tuple(wanted)} wanted; "
             f"was the image size or another part of the architecture changed?"
         )
-    notes = []
-    if sizes := next(iter(other_sizes.values()), None):
-        notes.append(
-            f"the head is new: the source's has {sizes[0][0]} outputs, the task {sizes[1][0]}"
-        )
-    elif head & set(info["missing_keys"]):
-        notes.append("the head is new: the source has none for this task")
-    if missing := sorted(set(info["missing_keys"]) - head):
-        notes.append(
-            f"{len(missing)} weights below the head are not in the source and start afresh: "
-            f"{', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}"
-        )
-    return LoadedModel(model, notes)
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
 
 
 def _check_folder(source: ModelConfig) -> None:
@@ -128,7 +191,14 @@ def _check_folder(source: ModelConfig) -> None:
         inner = folder / "model" / "config.json"
         hint = f"; did you mean {inner.parent}?" if inner.is_file() else ""
         raise InputError(f"model: {folder} is no model folder: it has no config.json{hint}")
-    if any(folder.glob("*.safetensors")) or source.allow_pickle:
+    weights = list(folder.glob("*.safetensors"))
+    for path in weights:
+        try:
+            with safe_open(path, "pt"):  # reads the header, and compares the file's size with it
+                pass
+        except SafetensorError as error:
+            raise InputError(f"model: {path} can't be loaded: {error}; copy it anew") from error
+    if weights or source.allow_pickle:
         return
     pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
     if pickled:
@@ -143,7 +213,7 @@ def _explained(source: ModelConfig, load: Callable[[], Any]) -> Any:
     """Call `load`; turn what the libraries raise into one message that names the remedy."""
     try:
         return load()
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError) as error:
         text = str(error)
         if "trust_remote_code" in text or "custom code" in text:
             remedy = (

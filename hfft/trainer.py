@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_model
 from torch import nn
 from transformers import Trainer
@@ -88,9 +89,16 @@ class StageTrainer(Trainer):
         return self.lr_scheduler
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Stop at a loss that is no number, before the optimizer steps on it."""
+        """Stop every process at a loss that is no number on any, before the optimizer steps on it.
+
+        Looking at the loss waits for the device once a micro-batch, as the Trainer's own filter,
+        which is off here, would.
+        """
         loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
+        lost = (~torch.isfinite(loss)).to(torch.int32)
+        if self.args.world_size > 1:
+            dist.all_reduce(lost, op=dist.ReduceOp.MAX)
+        if lost:
             raise NonFiniteLossError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}, at a learning "
                 f"rate of {self._get_learning_rate():.3g}"

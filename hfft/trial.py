@@ -16,7 +16,13 @@ import numpy as np
 from transformers import PreTrainedModel, set_seed
 
 from hfft.arguments import training_arguments
-from hfft.checkpoints import SealCallback, StageCheckpoints, write_json
+from hfft.checkpoints import (
+    SealCallback,
+    StageCheckpoints,
+    seconds_of,
+    step_of,
+    write_json,
+)
 from hfft.errors import RunFailedError
 from hfft.examples import ExampleDataset
 from hfft.folder import RunFolder
@@ -24,7 +30,7 @@ from hfft.hooks import EpochCallback, LogCallback, ProgressCallback, ReplicasCal
 from hfft.hooks.freeze import kept_in_eval
 from hfft.hooks.log import drop_unfinished
 from hfft.optim import OptimizerState, learning_rates
-from hfft.plan import Plan, PlannedStage, Trial
+from hfft.plan import Plan, Trial
 from hfft.processes import join_processes
 from hfft.source import initialise, load_weights
 from hfft.trainer import NonFiniteLossError, StageTrainer
@@ -46,60 +52,63 @@ class TrialRun:
     def __init__(self, plan: Plan, trial: Trial, folder: RunFolder) -> None:
         self.plan, self.trial, self.folder = plan, trial, folder
         self.processes = join_processes()
+        self.spent_before = 0.0  # seconds, by earlier processes
 
     def result(self) -> dict[str, Any]:
         """Return the trial's stages and scores, from where an earlier process left off."""
         path = self.folder.trial_result(self.trial.name)
         if path.exists():
             done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            self.spent_before += sum(stage["seconds"] for stage in done["stages"])
             return done
-        stages: list[dict[str, Any]] = []
-        model = self._model()
-        state: OptimizerState = {}
-        before: StageCheckpoints | None = None
-        in_memory = True
+        finished = self._finished_stages()
+        self.spent_before += sum(stage["seconds"] for stage in finished)
+        model, state = self._model(), OptimizerState()
+        if finished:
+            state = self._checkpoints(len(finished) - 1).restore(model)
         trainer: StageTrainer | None = None
-        for number, planned in enumerate(self.trial.stages):
-            checkpoints = self.folder.stage(self.trial.name, number, planned.stage.name)
-            finished = checkpoints.result()
-            if finished is not None:
-                in_memory = False
-            else:
-                if before is not None and not in_memory:
-                    state = before.restore(model)
-                    in_memory = True
-                if trainer is not None:
-                    trainer.release()
-                    del trainer
-                    gc.collect()  # the old distributed wrapper's hooks go with it
-                trainer, finished = self._run_stage(number, planned, model, state, checkpoints)
-                state = trainer.optimizer_state()
-                if self.processes.is_main_process:
-                    checkpoints.finish(model, state, finished)
-                    if before is not None:
-                        before.forget_weights()
-                self.processes.wait_for_everyone()
-            stages.append(finished)
-            before = checkpoints
-        if not in_memory and before is not None:
-            before.restore(model)
-        if trainer is None:
-            trainer = self._trainer(len(self.trial.stages) - 1, self.trial.stages[-1], model, {})
-        scores = self._score(trainer, model)
+        for number in range(len(finished), len(self.trial.stages)):
+            if trainer is not None:
+                trainer.release()
+                del trainer
+                gc.collect()  # the old distributed wrapper's hooks go with it
+            trainer, stage = self._run_stage(number, model, state)
+            state = trainer.optimizer_state()
+            finished.append(stage)
+            if self.processes.is_main_process:
+                self._checkpoints(number).finish(model, state, stage)
+                if number > 0:
+                    self._checkpoints(number - 1).forget_weights()
+            self.processes.wait_for_everyone()
+        if trainer is None:  # stopped between the last stage and its scores
+            trainer = self._trainer(len(finished) - 1, model, OptimizerState(), spent=0.0)
+        result = {"stages": finished, **self._score(trainer, model)}
         trainer.release()
-        result = {"stages": stages, **scores}
         if self.processes.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, result)
         self.processes.wait_for_everyone()
         return result
 
+    def _finished_stages(self) -> list[dict[str, Any]]:
+        """Return what the stages that earlier processes finished came to."""
+        finished: list[dict[str, Any]] = []
+        for number in range(len(self.trial.stages)):
+            result = self._checkpoints(number).result()
+            if result is None:
+                break
+            finished.append(result)
+        return finished
+
+    def _checkpoints(self, number: int) -> StageCheckpoints:
+        return self.folder.stage(self.trial.name, number, self.trial.stages[number].stage.name)
+
     def _model(self) -> PreTrainedModel:
         """Return the model the trial starts from; its head is the same in every process."""
         set_seed(self.plan.config.seed)
         task, config = self.plan.task, self.plan.model_config
         if self.trial.from_scratch:
-            model = initialise(task.auto_model, config)
+            model = initialise(task.auto_model, config, self.plan.config.model.trust_remote_code)
         else:
             loaded = load_weights(task.auto_model, self.plan.config.model, config)
             model = loaded.model
@@ -111,25 +120,22 @@ class TrialRun:
         return model
 
     def _run_stage(
-        self,
-        number: int,
-        planned: PlannedStage,
-        model: PreTrainedModel,
-        state: OptimizerState,
-        checkpoints: StageCheckpoints,
+        self, number: int, model: PreTrainedModel, state: OptimizerState
     ) -> tuple[StageTrainer, dict[str, Any]]:
         """Train one stage, from its newest checkpoint where there is one."""
+        planned, checkpoints = self.trial.stages[number], self._checkpoints(number)
         stage = planned.stage
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in planned.frozen)
-        carried = state if stage.carry_optimizer_state else {}
-        trainer = self._trainer(number, planned, model, carried)
         newest = checkpoints.newest()
+        first_step, spent = (step_of(newest), seconds_of(newest)) if newest else (0, 0.0)
+        self.spent_before += spent
+        carried = state if stage.carry_optimizer_state else OptimizerState()
+        trainer = self._trainer(number, model, carried, spent)
         self.processes.wait_for_everyone()
         if self.processes.is_main_process:
             checkpoints.discard_partial()
-            step = int(newest.name.rpartition("-")[2]) if newest else 0
-            drop_unfinished(self.folder.log, step, trial=self.trial.name, stage=stage.name)
+            drop_unfinished(self.folder.log, first_step, trial=self.trial.name, stage=stage.name)
         self.processes.wait_for_everyone()
         logger.info(
             "%s, stage %d of %d, %s: %d steps, %s of %s parameters learn%s",
@@ -143,7 +149,6 @@ class TrialRun:
             f"; goes on from {newest.name}" if newest else "",
         )
         started = time.monotonic()
-        first_step = int(newest.name.rpartition("-")[2]) if newest else 0
         try:
             with kept_in_eval(model):
                 trainer.train(resume_from_checkpoint=str(newest) if newest else None)
@@ -159,7 +164,7 @@ class TrialRun:
             "steps": steps,
             "trainable_parameters": planned.trainable_parameters,
             "total_parameters": planned.total_parameters,
-            "seconds": round(seconds, 3),
+            "seconds": round(spent + seconds, 3),
             "examples_per_second": round(examples / seconds, 2),
             "feature_cache": None,
             "eval": self._eval_of(trainer),
@@ -167,13 +172,9 @@ class TrialRun:
 
     def _what_is_left(self, error: Exception, number: int) -> str:
         """Say what broke, and which state is the last good one."""
-        stages = [
-            self.folder.stage(self.trial.name, i, planned.stage.name)
-            for i, planned in enumerate(self.trial.stages[: number + 1])
-        ]
-        newest = stages[-1].newest()
+        newest = self._checkpoints(number).newest()
         if newest is None and number > 0:
-            newest = stages[-2].finished
+            newest = self._checkpoints(number - 1).finished
         left = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
         return (
             f"stage {self.trial.stages[number].stage.name}: {error}; {left}. Lower the stage's "
@@ -217,10 +218,12 @@ class TrialRun:
         rows = task.scores_by_label(predictions, labels, names)
         if rows:
             path = self.folder.path / "per_class.csv"
-            with path.open("w", newline="", encoding="utf-8") as file:
+            partial = path.with_name("per_class.csv.partial")
+            with partial.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, rows[0].keys())
                 writer.writeheader()
                 writer.writerows(rows)
+            partial.replace(path)
 
     def _examples(self, split: str, number: int = 0) -> ExampleDataset:
         transform = self.plan.task.transform(self.plan.processor, training=split == "train")
@@ -228,10 +231,10 @@ class TrialRun:
         return ExampleDataset(self.plan.data.splits[split], transform, seed=seed)
 
     def _trainer(
-        self, number: int, planned: PlannedStage, model: PreTrainedModel, carried: OptimizerState
+        self, number: int, model: PreTrainedModel, carried: OptimizerState, spent: float
     ) -> StageTrainer:
-        config, stage = self.plan.config, planned.stage
-        checkpoints = self.folder.stage(self.trial.name, number, stage.name)
+        config, planned = self.plan.config, self.trial.stages[number]
+        stage, folder = planned.stage, self._checkpoints(number).folder
         labels = {"trial": self.trial.name, "stage": stage.name}
         steps = [s.steps for s in self.trial.stages]
         train = self._examples("train", number)
@@ -245,7 +248,7 @@ class TrialRun:
             carried=carried,
             span=(sum(steps[:number]), sum(steps)) if config.schedule == "run" else None,
             model=model,
-            args=training_arguments(config, planned, checkpoints.folder, seed=config.seed + number),
+            args=training_arguments(config, planned, folder, seed=config.seed + number),
             train_dataset=train,
             eval_dataset=self._examples("validation"),
             data_collator=self.plan.task.collate,
@@ -253,9 +256,9 @@ class TrialRun:
             callbacks=[
                 EpochCallback(train),
                 ReplicasCallback(),
-                SealCallback(),
+                SealCallback(spent),
                 LogCallback(self.folder.log, **labels),
-                ProgressCallback(f"{self.trial.name}: {stage.name}"),
+                ProgressCallback(f"{self.trial.name}: {stage.name}", self.plan.task.metric),
             ],
         )
 

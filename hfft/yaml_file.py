@@ -16,7 +16,7 @@ _INVALID = (yaml.YAMLError, ValueError, RecursionError)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `5e-5` as a number; a key that stands twice or is no text is refused."""
+    """SafeLoader that reads `5e-5` as a number; refuses a key that stands twice or is no text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

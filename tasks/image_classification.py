@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, Strict
+from pydantic import AfterValidator, Field, Strict
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 from transformers import (
     AutoImageProcessor,
@@ -33,7 +33,16 @@ from hfft.task import (
     open_image,
 )
 
-Range = Annotated[tuple[float, float], Strict(False)]  # YAML has lists, no tuples
+
+def _positive_and_rising(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError(f"expected two numbers above 0, the smaller first, found {list(value)}")
+    return value
+
+
+Range = Annotated[  # YAML has lists, no tuples
+    tuple[float, float], Strict(False), AfterValidator(_positive_and_rising)
+]
 
 
 class Augmentation(Section):
@@ -98,28 +107,35 @@ class ImageClassification(Task):
         if isinstance(config, TimmWrapperConfig):
             config.label_names = list(labels)
             _adapt_timm(config, self._own)
+            return
+        # models with a distillation head beside the head return no loss
+        config.architectures = [
+            name.removesuffix("WithTeacher") for name in config.architectures or []
+        ]
+        if (size := self._own.image_size) is not None:
+            for part in (config, getattr(config, "vision_config", None)):
+                if hasattr(part, "image_size"):
+                    part.image_size = size if isinstance(part.image_size, int) else [size, size]
 
     def load_processor(self, source: ModelConfig, config: PretrainedConfig) -> Any:
         """Return the model's own image processor, at the size the options ask for."""
         if isinstance(config, TimmWrapperConfig):
             return TimmWrapperImageProcessor(config.pretrained_cfg, config.architecture)
-        changes = {}
-        if (size := self._own.image_size) is not None:
-            changes["size"] = {"height": size, "width": size}
-            config.image_size = size
         if self._own.crop_pct is not None:
             raise InputError("task.crop_pct: is for timm models; set task.image_size instead")
         try:
-            return cast(Any, AutoImageProcessor).from_pretrained(
+            processor = cast(Any, AutoImageProcessor).from_pretrained(
                 source.name,
                 revision=source.revision,
                 trust_remote_code=source.trust_remote_code,
-                **changes,
             )
         except (OSError, ValueError) as error:
             raise InputError(
                 f"model: {source.name} has no image processor (preprocessor_config.json): {error}"
             ) from error
+        if self._own.image_size is not None:
+            _resize(processor, self._own.image_size)
+        return processor
 
     def transform(self, processor: Any, *, training: bool) -> Transform:
         """Return image to `pixel_values` of shape (C, H, W) and its class number."""
@@ -209,6 +225,20 @@ def _adapt_timm(config: TimmWrapperConfig, options: ImageOptions) -> None:
     if options.crop_pct is not None:
         changed["crop_pct"] = options.crop_pct
     config.pretrained_cfg, config.model_args = changed, arguments or None
+
+
+def _resize(processor: Any, side: int) -> None:
+    """Make a processor return squares of `side` pixels, keeping the form of its sizes.
+
+    Where it crops after resizing, the crop goes on covering the same share of the image.
+    """
+    crop = getattr(processor, "crop_size", None)
+    edge = side
+    if crop and processor.do_center_crop:
+        edge = round(min(dict(processor.size).values()) * side / min(dict(crop).values()))
+    for name, pixels in (("size", edge), ("crop_size", side)):
+        if sizes := getattr(processor, name, None):
+            setattr(processor, name, type(sizes)(**dict.fromkeys(dict(sizes), pixels)))
 
 
 def _unchanged(image: Image.Image) -> Image.Image:

@@ -12,7 +12,6 @@ import yaml
 
 from hfft import registry
 from hfft.config import (
-    SET_ELSEWHERE,
     Config,
     Section,
     Stage,
@@ -21,6 +20,7 @@ from hfft.config import (
     load_config,
 )
 from hfft.errors import InputError
+from hfft.training_fields import SET_ELSEWHERE
 from hfft.yaml_file import read_yaml
 
 SHIPPED = sorted(

@@ -25,7 +25,7 @@ def kept_in_eval(model: nn.Module) -> Iterator[None]:
     The Trainer calls it before every step; without this, BatchNorm statistics of a frozen
     backbone go on moving and its dropout stays on.
     """
-    held = frozen_modules(model)
+    held = list(dict.fromkeys(frozen_modules(model)))  # one that two parents share stands twice
     for module in held:
         module.eval()
         module.train = partial(_stay, module)  # type: ignore[method-assign]

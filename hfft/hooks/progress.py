@@ -14,10 +14,13 @@ class ProgressCallback(TrainerCallback):
 
     Args:
         title: what the bar is called.
+        metric: the metric shown beside the loss, by its name without `eval_`.
     """
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, metric: str) -> None:
         self.title = title
+        self._names = {"loss": "loss", f"eval_{metric}": metric}
+        self._shown: dict[str, str] = {}
         self._bar: tqdm[Any] | None = None
 
     def on_train_begin(
@@ -51,13 +54,10 @@ class ProgressCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Show the loss and the newest metrics."""
-        if self._bar is not None:
-            shown = {
-                key.removeprefix("eval_"): f"{value:.4g}"
-                for key, value in (logs or {}).items()
-                if key in ("loss", "eval_loss", args.metric_for_best_model, "eval_accuracy")
-            }
-            self._bar.set_postfix(shown, refresh=False)
+        if self._bar is not None and logs:
+            newest = {n: f"{logs[key]:.4g}" for key, n in self._names.items() if key in logs}
+            self._shown |= newest
+            self._bar.set_postfix(self._shown, refresh=False)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -15,9 +15,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 def average_statistics(model: nn.Module) -> None:
     """Make the running statistics of learning BatchNorm layers the mean over processes.
 
-    DDP keeps parameters equal but hands BatchNorm statistics out only at the next forward pass,
-    so what is evaluated or saved before that differs from process to process. Frozen layers are
-    in eval mode and left alone, bit for bit.
+    DDP keeps parameters equal, but each process gathers BatchNorm statistics on its own part of
+    the batch (with `broadcast_buffers` off; with it on, the main process's alone would count).
+    Frozen layers are in eval mode and left alone, bit for bit.
     """
     for module in model.modules():
         if isinstance(module, _NormBase) and module.training and module.running_mean is not None:

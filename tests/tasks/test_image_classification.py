@@ -139,3 +139,10 @@ def test_class_that_never_occurs_is_scored_as_none(tmp_path: Path) -> None:
     assert task.scores_by_label(logits, labels, LABELS)[1]["examples"] == 0
     [picture] = task.draw(tmp_path, logits, labels, LABELS)
     assert Image.open(picture).size[0] > 100
+
+
+@pytest.mark.parametrize("key", ["scale", "ratio", "zoom"])
+@pytest.mark.parametrize("limits", [[2, 1], [0, 1], [-1, 1]])
+def test_range_that_nothing_can_be_drawn_from_is_refused(key: str, limits: list[float]) -> None:
+    with pytest.raises(ValueError, match="above 0, the smaller first"):
+        ImageOptions.model_validate({"augmentation": {key: limits}})
