@@ -163,8 +163,7 @@ def _source(folder: Path, config: Config | None) -> ModelConfig:
 
 
 def _labels(config: PretrainedConfig) -> list[str]:
-    names = config.id2label or {}
-    return [names[number] for number in sorted(names)]
+    return [name for _, name in sorted((config.id2label or {}).items())]
 
 
 def _task_of(config: PretrainedConfig, path: Path) -> type[Task]:

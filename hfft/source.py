@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -146,7 +146,7 @@ def load_weights(auto_model: Any, source: ModelConfig, config: PretrainedConfig)
         _initialise_anew(model, head)
         new_head = True
         notes.append("the head is new: the source's classes are others")
-    elif head and config.id2label != type(config)(num_labels=config.num_labels).id2label:
+    elif head and config.id2label != {n: f"LABEL_{n}" for n in range(config.num_labels)}:
         notes.append("the head is the source's own: its classes are the same")
     if missing := sorted(set(info["missing_keys"]) - head):
         notes.append(
@@ -164,7 +164,7 @@ def _initialise_anew(model: PreTrainedModel, names: Iterable[str]) -> None:
             # set on what was loaded; transformers leaves such tensors alone
             tensor._is_hf_initialized = False  # type: ignore[attr-defined]
         with torch.no_grad():
-            model._init_weights(module)
+            cast(Any, model)._init_weights(module)
 
 
 def _refuse(source: ModelConfig, misfits: Mapping[str, tuple[Any, Any]]) -> None:

@@ -113,9 +113,10 @@ class ImageClassification(Task):
             name.removesuffix("WithTeacher") for name in config.architectures or []
         ]
         if (size := self._own.image_size) is not None:
-            for part in (config, getattr(config, "vision_config", None)):
-                if hasattr(part, "image_size"):
-                    part.image_size = size if isinstance(part.image_size, int) else [size, size]
+            parts: tuple[Any, ...] = (config, getattr(config, "vision_config", None))
+            for part in parts:
+                if (own := getattr(part, "image_size", None)) is not None:
+                    part.image_size = size if isinstance(own, int) else [size, size]
 
     def load_processor(self, source: ModelConfig, config: PretrainedConfig) -> Any:
         """Return the model's own image processor, at the size the options ask for."""
@@ -234,7 +235,7 @@ def _resize(processor: Any, side: int) -> None:
     """
     crop = getattr(processor, "crop_size", None)
     edge = side
-    if crop and processor.do_center_crop:
+    if crop and getattr(processor, "do_center_crop", False):
         edge = round(min(dict(processor.size).values()) * side / min(dict(crop).values()))
     for name, pixels in (("size", edge), ("crop_size", side)):
         if sizes := getattr(processor, name, None):

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
+from safetensors.torch import load_file, save_file
 
 import hfft
 from hfft.cli import main
+from hfft.inference import open_finished
 
 from .runs import write_config
 
@@ -43,8 +47,6 @@ def test_evaluate_takes_a_model_folder_and_other_data(
 def test_evaluate_refuses_labels_the_model_does_not_know(
     run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     shutil.copytree(image_folder / "test", tmp_path / "other")
     (tmp_path / "other" / "2").rename(tmp_path / "other" / "zebra")
     assert main(["evaluate", str(run), "--data", str(tmp_path / "other")]) == 2
@@ -98,3 +100,35 @@ def test_card_names_no_local_path_in_its_metadata(run: Path) -> None:
     assert "datasets" not in card.data.to_dict()
     assert "base_model" not in card.data.to_dict()
     assert str(run.parent) not in card.content
+
+
+def test_model_without_a_head_is_not_scored(
+    run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run / "model", tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    stored = load_file(file)
+    save_file({n: t for n, t in stored.items() if ".fc." not in n}, file, {"format": "pt"})
+    assert main(["evaluate", str(tmp_path / "model"), "--data", str(image_folder)]) == 2
+    assert "nothing to score: the head is new" in capsys.readouterr().err
+
+
+def test_evaluate_treats_bad_examples_and_foreign_code_as_its_run_does(
+    run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(image_folder / "test", tmp_path / "data")
+    (tmp_path / "data" / "2" / "0.png").write_bytes(b"no image")
+    evaluate = ["evaluate", str(tmp_path / "run"), "--data", str(tmp_path / "data")]
+    assert main(evaluate) == 2
+    config = tmp_path / "run" / "config.yaml"
+    values = yaml.safe_load(config.read_text())
+    values["data"]["on_bad_example"] = "skip"
+    values["model"] = {"name": "theirs", "trust_remote_code": True}
+    config.write_text(yaml.safe_dump(values))
+    capsys.readouterr()
+    assert main([*evaluate, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["examples"] == 8
+    finished = open_finished(tmp_path / "run")
+    assert finished.source.trust_remote_code
+    assert finished.source.name == str(tmp_path / "run" / "model")

@@ -16,7 +16,7 @@ from hfft.errors import InputError
 from hfft.hooks.freeze import kept_in_eval
 from hfft.layers import LayerGroup, LayerGroups, find_layer_groups, frozen_modules
 
-from .families import FAMILIES, Family, batchnorm_resnet, bert, clip, vit
+from .families import FAMILIES, Family, batchnorm_resnet, bert, clip, timm_model, vit
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
@@ -135,6 +135,44 @@ def test_relative_positions_that_every_block_uses_belong_to_the_embeddings() -> 
     assert {"deberta.encoder.rel_embeddings.weight", "deberta.encoder.LayerNorm.weight"} < set(
         first.parameters
     )
+
+
+def test_timm_models_without_a_matcher_of_stages_have_their_lists_of_blocks() -> None:
+    with torch.device("meta"):
+        models = [timm_model("pit_ti_224"), timm_model("rdnet_tiny"), timm_model("poolformer_s12")]
+    depths = []
+    for model in models:
+        groups = find_layer_groups(model)
+        covered = [name for group in groups for name in group.parameters]
+        assert sorted(covered) == sorted(name for name, _ in model.named_parameters())
+        assert {n.split(".")[1] for n in groups.head.parameters} == {"head"}
+        depths.append(groups.depth)
+    assert depths == [4, 8, 5]
+
+
+def test_timm_model_without_blocks_has_no_order_and_a_head() -> None:
+    model = batchnorm_resnet()
+    layers = [nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3)]
+    model.timm_model = nn.Sequential(*layers)
+    model.timm_model.pretrained_cfg = {"classifier": "3"}
+    groups = find_layer_groups(model)
+    assert groups.head.parameters == ("timm_model.3.bias", "timm_model.3.weight")
+    assert groups.frozen("backbone") == {"timm_model.0.weight", "timm_model.0.bias"}
+    assert "needs an order of layers, and none can be found in resnet10t" in message(groups, 1)
+
+
+def test_blocks_that_run_after_all_others_are_in_the_last_group() -> None:
+    sizes = {"depth": 3, "embed_dim": 16, "num_heads": 2}
+    model = timm_model("cait_xxs24_224", **sizes)
+    (*_, last) = find_layer_groups(model).towers["backbone"]
+    late = {n for n, _ in model.named_parameters() if ".blocks_token_only." in n}
+    assert late < set(last.parameters)
+
+
+def test_head_beside_the_head_is_head_too() -> None:
+    with torch.device("meta"):
+        groups = find_layer_groups(timm_model("volo_d1_224"))
+    assert {name.split(".")[1] for name in groups.head.parameters} == {"head", "aux_head"}
 
 
 def test_groups_are_found_without_memory_for_weights() -> None:

@@ -94,6 +94,23 @@ def test_replicas_with_batchnorm_are_bit_identical(
     assert ranks[0].count('"world": 2') == 6
 
 
+def test_lost_loss_on_the_second_process_alone_is_told_by_the_first(
+    tmp_path: Path, vit_folder: Path, image_folder: Path
+) -> None:
+    config = write_config(tmp_path / "c.yaml", vit_folder, image_folder)
+    done = subprocess.run(
+        accelerate(ROOT / "tests" / "lost_loss_launch.py", config),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "hfft: stage whole: the loss is" in done.stderr
+    assert "at step 2" in done.stderr
+
+
 def test_launch_py_resumes_two_killed_processes(
     tmp_path: Path, vit_folder: Path, image_folder: Path
 ) -> None:

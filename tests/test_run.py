@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,56 @@ def test_half_written_checkpoint_is_not_resumed_from(
     assert same_weights(tmp_path / "whole", tmp_path / "run")
 
 
+def test_resuming_on_changed_data_is_refused(
+    tmp_path: Path, vit_folder: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(image_folder, images)
+    config = write_config(tmp_path / "c.yaml", vit_folder, images)
+
+    def mortal(self: StageTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        raise Killed
+
+    step = StageTrainer.training_step
+    monkeypatch.setattr(StageTrainer, "training_step", mortal)
+    with pytest.raises(Killed):
+        hfft.train(config)
+    monkeypatch.setattr(StageTrainer, "training_step", step)
+    shutil.copy(images / "train" / "1" / "0.png", images / "train" / "1" / "new.png")
+    with pytest.raises(InputError, match="the data has changed"):
+        hfft.train(config, resume=True)
+    (images / "train" / "1" / "new.png").unlink()
+    hfft.train(config, resume=True)
+
+
+def test_input_found_wrong_late_leaves_nothing_behind(
+    tmp_path: Path, vit_folder: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def misfit(*args: object) -> None:
+        raise InputError("model: its weights have other sizes")
+
+    config = write_config(tmp_path / "c.yaml", vit_folder, image_folder)
+    monkeypatch.setattr("hfft.trial.load_weights", misfit)
+    with pytest.raises(InputError, match="other sizes"):
+        hfft.train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_config_made_in_python_is_checked_too(vit_folder: Path, image_folder: Path) -> None:
+    config = hfft.Config.model_validate(
+        {
+            "task": {"name": "image-classification", "image_sise": 3},
+            "model": str(vit_folder),
+            "data": {"path": str(image_folder)},
+            "training": {"learning_rte": 1.0},
+            "output_dir": "unused",
+        }
+    )
+    with pytest.raises(InputError) as caught:
+        hfft.train(config)
+    assert len(caught.value.messages) == 2
+
+
 def test_output_dir_of_another_run_is_left_alone(
     tmp_path: Path, vit_folder: Path, image_folder: Path
 ) -> None:
@@ -363,8 +414,6 @@ def test_validation_is_held_out_where_none_is_named(
 def test_undecodable_images_are_left_out_when_asked(
     tmp_path: Path, vit_folder: Path, image_folder: Path
 ) -> None:
-    import shutil
-
     images = tmp_path / "images"
     shutil.copytree(image_folder, images)
     (images / "train" / "1" / "bad.png").write_bytes(b"no image")

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hfft.errors import InputError
 from hfft.hooks import FreezeCallback
+from hfft.hooks.freeze import kept_in_eval
 from hfft.layers import find_layer_groups
 
 from ..families import FAMILIES, batchnorm_resnet, bert
@@ -118,3 +120,14 @@ def test_another_callback_sets_the_freeze_anew(tmp_path: Path) -> None:
 def test_wrong_freeze_is_found_before_training() -> None:
     with pytest.raises(InputError, match=r"'bert\.encodr' matches no parameter"):
         FreezeCallback(bert(), ["bert.encodr"])
+
+
+def test_module_of_two_parents_is_held_once() -> None:
+    shared = nn.Linear(2, 2).requires_grad_(False)
+    parents = [nn.Sequential(shared, nn.Linear(2, 2)) for _ in range(2)]
+    model = nn.Sequential(*parents)
+    with kept_in_eval(model):
+        model.train()
+        assert not shared.training
+    model.train()
+    assert shared.training

@@ -7,11 +7,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers import (
+    AutoImageProcessor,
+    CLIPImageProcessor,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    ConvNextImageProcessor,
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    ViTImageProcessor,
+)
 
 from hfft.config import ModelConfig
 from hfft.examples import seeded
-from hfft.source import load_weights, read_model_config
+from hfft.source import load_weights, read_model_config, skeleton
 from hfft.task import InputError
 from hfft.tasks.image_classification import ImageClassification, ImageOptions
 
@@ -117,6 +126,50 @@ def test_image_size_that_the_weights_do_not_fit_is_an_error(vit_folder: Path) ->
     task, config, _ = prepared(vit_folder, image_size=64)
     with pytest.raises(InputError, match=r"other sizes than .*was the image size"):
         load_weights(task.auto_model, ModelConfig(name=str(vit_folder)), config)
+
+
+@pytest.mark.parametrize(
+    ("own", "size"),
+    [
+        (ConvNextImageProcessor(size={"shortest_edge": 224}), {"shortest_edge": 48}),
+        (CLIPImageProcessor(size={"shortest_edge": 256}), {"shortest_edge": 55}),  # 256 / 224 of 48
+        (ViTImageProcessor(), {"height": 48, "width": 48}),
+    ],
+)
+def test_image_size_is_set_in_the_processors_own_form(
+    own: Any, size: dict[str, int], image_folder: Path, tmp_path: Path
+) -> None:
+    sizes = {"hidden_sizes": [8, 8, 16], "depths": [1, 1, 1], "num_stages": 3}
+    model = ConvNextForImageClassification(ConvNextConfig(**sizes))
+    model.save_pretrained(tmp_path)
+    own.save_pretrained(tmp_path)
+    task, _, processor = prepared(tmp_path, image_size=48)
+    for training in (True, False):
+        inputs = task.transform(processor, training=training)(row(image_folder))
+        assert inputs["pixel_values"].shape == (3, 48, 48)
+    processor.save_pretrained(tmp_path)
+    assert dict(AutoImageProcessor.from_pretrained(tmp_path).size) == size
+
+
+def test_image_size_is_in_the_config_before_the_model_is_built(vit_folder: Path) -> None:
+    task = ImageClassification(ImageOptions(image_size=64))
+    config = read_model_config(ModelConfig(name=str(vit_folder)))
+    task.configure(config, LABELS)
+    model = skeleton(task.auto_model, config)
+    positions = model.get_parameter("vit.embeddings.position_embeddings")
+    assert positions.shape[1] == 1 + (64 // 8) ** 2
+
+
+def test_distilled_model_learns_without_its_teachers_head(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = DeiTConfig(**sizes, intermediate_size=32, image_size=32, patch_size=8)
+    DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    task, found, _ = prepared(tmp_path)
+    model = load_weights(task.auto_model, ModelConfig(name=str(tmp_path)), found).model
+    output = model(pixel_values=torch.rand(2, 3, 32, 32), labels=torch.tensor([0, 2]))
+    assert output.loss.isfinite()
+    assert output.logits.shape == (2, 3)
 
 
 def test_metrics_agree_with_counting() -> None:
