@@ -146,7 +146,7 @@ def load_weights(auto_model: Any, source: ModelConfig, config: PretrainedConfig)
         _initialise_anew(model, head)
         new_head = True
         notes.append("the head is new: the source's classes are others")
-    elif head and config.id2label != {n: f"LABEL_{n}" for n in range(config.num_labels)}:
+    elif head and config.id2label != {n: f"LABEL_{n}" for n in config.id2label or {}}:
         notes.append("the head is the source's own: its classes are the same")
     if missing := sorted(set(info["missing_keys"]) - head):
         notes.append(
