@@ -18,7 +18,7 @@ from hfft.errors import InputError
 from hfft.layers import LayerGroups, find_layer_groups
 from hfft.optim import learning_rates
 from hfft.processes import has_accelerator, join_processes
-from hfft.source import read_model_config, skeleton
+from hfft.source import check_shapes, read_model_config, skeleton
 from hfft.strategies import DEFAULT_EPOCHS, expand
 from hfft.task import Task
 
@@ -99,6 +99,7 @@ def make_plan(config: Config) -> Plan:
         raise InputError(problems)
     task.configure(model_config, data.labels or [])
     model = skeleton(task.auto_model, model_config, config.model.trust_remote_code)
+    check_shapes(config.model, model)
     groups = find_layer_groups(model)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     planner = _Planner(config, groups, sizes, len(data.splits["train"]))

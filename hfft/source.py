@@ -149,6 +149,13 @@ def load_weights(auto_model: Any, source: ModelConfig, config: PretrainedConfig)
     elif head and config.id2label != {n: f"LABEL_{n}" for n in config.id2label or {}}:
         notes.append("the head is the source's own: its classes are the same")
     if missing := sorted(set(info["missing_keys"]) - head):
+        body = {name for name, _ in model.named_parameters()} - head
+        if len(body.intersection(missing)) > len(body) / 2:
+            raise InputError(
+                f"model: {source.name} is no source for a {type(model).__name__}: it lacks "
+                f"{len(body.intersection(missing))} of the {len(body)} weights below the head, "
+                f"first {missing[0]}; is its config.json that of another model?"
+            )
         notes.append(
             f"{len(missing)} weights below the head are not in the source and start afresh: "
             f"{', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}"

@@ -210,3 +210,14 @@ def test_shapes_are_checked_in_a_body_stored_alone(vit_folder: Path, tmp_path: P
     config.image_size = 64
     with pytest.raises(InputError, match=r"1 weights below the head.*position_embeddings"):
         check_shapes(source, skeleton(AUTO, config))
+
+
+def test_weights_of_another_model_are_no_source(
+    vit_folder: Path, timm_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(vit_folder, folder)
+    shutil.copy(timm_folder / "model.safetensors", folder)
+    source = ModelConfig(name=str(folder))
+    with pytest.raises(InputError, match="is no source for a ViTForImageClassification: it lacks"):
+        load_weights(AUTO, source, read_model_config(source))
