@@ -218,6 +218,11 @@ def _adapt_timm(config: TimmWrapperConfig, options: ImageOptions) -> None:
     """Write the input size into a timm model's config, where its processor reads it."""
     # timm saves num_classes among the arguments too, where it would stand against the labels
     arguments = {k: v for k, v in (config.model_args or {}).items() if k != "num_classes"}
+    if not getattr(config, "pretrained_cfg", None):
+        raise InputError(
+            f"model: {config.name_or_path}: its config.json lacks pretrained_cfg, which says how "
+            f"images are prepared; save the model with timm.models.save_for_hf"
+        )
     changed = dict(config.pretrained_cfg)
     if options.image_size is not None:
         changed["input_size"] = (changed["input_size"][0], options.image_size, options.image_size)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,18 @@ def test_no_augmentation_makes_training_input_the_evaluation_input(
         for training in (True, False)
     )
     assert torch.equal(training, evaluation)
+
+
+def test_timm_folder_that_does_not_say_how_images_are_prepared_is_named(
+    timm_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bare"
+    shutil.copytree(timm_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["pretrained_cfg"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"bare: its config\.json lacks pretrained_cfg"):
+        prepared(folder)
 
 
 def test_unknown_policy_is_named(timm_folder: Path) -> None:
