@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from hfft import registry
 from hfft.arguments import rehearse
+from hfft.complaints import nearest
 from hfft.config import Baseline, Config, Full, Stage, StageFields
 from hfft.data import LoadedData, load_data
 from hfft.errors import InputError
@@ -105,6 +106,7 @@ def make_plan(config: Config) -> Plan:
     planner = _Planner(config, groups, sizes, len(data.splits["train"]))
     main = planner.main()
     baselines = tuple(planner.baseline(baseline, main) for baseline in config.baselines)
+    planner.problems += _check_best(config, task)
     if not planner.problems:
         planner.rehearse(main, *baselines)
     if planner.problems:
@@ -123,6 +125,15 @@ def make_plan(config: Config) -> Plan:
         baselines=baselines,
         notes=[*data.notes, *_hardware_notes(config)],
     )
+
+
+def _check_best(config: Config, task: Task) -> list[str]:
+    """Check the metric by which the best checkpoint is kept, which the Trainer looks up late."""
+    name = config.training.get("metric_for_best_model")
+    names = ("loss", *task.metric_names)
+    if name is None or str(name).removeprefix("eval_") in names:
+        return []
+    return [f"training.metric_for_best_model: there is no {name!r}{nearest(str(name), names)}"]
 
 
 class _Planner:

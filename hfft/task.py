@@ -50,8 +50,10 @@ class Task(ABC):
     """The roles that the data must fill."""
     Options: ClassVar[type[BaseModel]] = Section
     """The keys that stand beside `name` under `task:`."""
+    metric_names: ClassVar[tuple[str, ...]]
+    """What `metrics` returns, by name."""
     metric: ClassVar[str]
-    """The metric, higher being better, that says whether fine-tuning helped."""
+    """The one of them, higher being better, that says whether fine-tuning helped."""
     auto_model: ClassVar[Any]
     """The transformers Auto class with this task's head."""
     model_suffix: ClassVar[str]

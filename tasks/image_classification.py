@@ -90,6 +90,7 @@ class ImageClassification(Task):
         "label": Column("label", ("label", "labels", "class", "target", "category")),
     }
     Options = ImageOptions
+    metric_names = ("accuracy", "macro_f1")
     metric = "accuracy"
     auto_model = AutoModelForImageClassification
     model_suffix = "ForImageClassification"

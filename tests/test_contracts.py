@@ -30,7 +30,7 @@ def test_every_task_provides_what_the_engine_needs(name: str) -> None:
     assert task.name == name
     assert issubclass(task.Options, BaseModel)
     assert task.columns
-    assert task.metric
+    assert task.metric in task.metric_names
     assert task.auto_model
     assert task.model_suffix.startswith("For")
     assert all(field.description for field in task.Options.model_fields.values())

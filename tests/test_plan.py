@@ -85,3 +85,13 @@ def test_problems_of_data_and_model_are_told_together(tmp_path: Path) -> None:
         plan(tmp_path, tmp_path / "no_model", tmp_path / "no_data")
     assert any(message.startswith("data.path") for message in caught.value.messages)
     assert any(message.startswith("model") for message in caught.value.messages)
+
+
+def test_unknown_best_metric_is_named_before_the_first_evaluation(
+    tmp_path: Path, vit_folder: Path, image_folder: Path
+) -> None:
+    training = {"metric_for_best_model": "acuracy"}
+    with pytest.raises(InputError, match=r"metric_for_best_model.*did you mean 'accuracy'"):
+        plan(tmp_path, vit_folder, image_folder, training=training)
+    for name in ("accuracy", "eval_macro_f1", "eval_loss"):
+        plan(tmp_path, vit_folder, image_folder, training={"metric_for_best_model": name})

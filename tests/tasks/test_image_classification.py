@@ -191,6 +191,7 @@ def test_metrics_agree_with_counting() -> None:
     logits = np.eye(3)[[0, 0, 1, 2, 2, 1]]
     labels = np.array([0, 1, 1, 2, 2, 2])
     scores = task.metrics(logits, labels)
+    assert tuple(scores) == task.metric_names
     assert scores["accuracy"] == pytest.approx(4 / 6)
     # F1: 2*1/(2+1), 2*1/(2+2), 2*2/(2+3)
     assert scores["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 4 / 5) / 3)
