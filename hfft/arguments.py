@@ -17,6 +17,9 @@ from hfft.trainer import StageTrainer
 if TYPE_CHECKING:
     from hfft.plan import PlannedStage
 
+OF_STAGE = ("weight_decay", "lr_scheduler_type", "warmup_steps")
+"""What a stage may say in TrainingArguments' own words, over `training`."""
+
 
 def training_arguments(
     config: Config, planned: PlannedStage, output_dir: Path, seed: int
@@ -36,11 +39,7 @@ def training_arguments(
         "dataloader_pin_memory": has_accelerator(),
         "label_names": ["labels"],
     }
-    of_stage = {
-        key: value
-        for key in ("weight_decay", "lr_scheduler_type", "warmup_steps")
-        if (value := getattr(stage, key)) is not None
-    }
+    of_stage = {key: value for key in OF_STAGE if (value := getattr(stage, key)) is not None}
     fixed = {
         "output_dir": str(output_dir),
         "seed": seed,

@@ -303,9 +303,13 @@ def check_config(config: Config, task_options: TaskOptions) -> None:
 
 def dump_config(config: Config) -> str:
     """Return the YAML that `load_config` reads back as the same config."""
+    return yaml.safe_dump(config_values(config), sort_keys=False, allow_unicode=True)
+
+
+def config_values(config: Config) -> dict[str, Any]:
+    """Return what a config says, without the defaults it leaves out, as YAML has it."""
     values = config.model_dump(mode="json", exclude_defaults=True)
-    values["output_dir"], values["seed"] = config.output_dir, config.seed
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return values | {"output_dir": config.output_dir, "seed": config.seed}
 
 
 def json_schema(task_options: Mapping[str, type[BaseModel]]) -> dict[str, Any]:

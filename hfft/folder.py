@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hfft.checkpoints import StageCheckpoints, write_json
-from hfft.config import Config, dump_config
+from hfft.config import Config, config_values, dump_config
 from hfft.errors import InputError
 from hfft.yaml_file import read_yaml
 
@@ -174,13 +174,9 @@ class RunFolder:
                 )
 
     def _check_same(self, config: Config) -> None:
-        before = read_yaml(self.config)
-        now = json.loads(json.dumps(config.model_dump(mode="json", exclude_defaults=True)))
-        now |= {"output_dir": config.output_dir, "seed": config.seed}
-        before.pop("output_dir", None), now.pop("output_dir", None)
-        changed = sorted(
-            key for key in before.keys() | now.keys() if before.get(key) != now.get(key)
-        )
+        before, now = read_yaml(self.config), config_values(config)
+        keys = (before.keys() | now.keys()) - {"output_dir"}  # a run folder may be moved
+        changed = sorted(key for key in keys if before.get(key) != now.get(key))
         if changed:
             raise InputError(
                 f"--resume: {self.path} was started with another {', '.join(changed)} "

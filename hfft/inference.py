@@ -17,6 +17,7 @@ from hfft.config import Config, ModelConfig, load_config
 from hfft.data import load_data, load_split
 from hfft.errors import InputError
 from hfft.examples import ExampleDataset
+from hfft.plan import make_task
 from hfft.processes import has_accelerator, join_processes
 from hfft.source import load_weights, read_model_config
 from hfft.task import Task
@@ -49,11 +50,9 @@ def open_finished(path: str | Path) -> FinishedModel:
         config = load_config(run_config, [], lambda name: registry.get(name).Options)
         if not (path / "model" / "config.json").is_file():
             raise InputError(f"{path}: the run has no model yet; finish it: hfft train --resume")
-        task = registry.get(config.task.name)
-        options = task.Options.model_validate(config.task.model_extra or {})
         folder = path / "model"
         labels = _labels(read_model_config(_source(folder, config)))
-        return FinishedModel(folder, task(options), labels, config)
+        return FinishedModel(folder, make_task(config), labels, config)
     if not (path / "config.json").is_file():
         raise InputError(f"{path}: is neither a run folder (config.yaml) nor a model folder")
     model_config = read_model_config(_source(path, None))

@@ -11,7 +11,7 @@ import torch
 from transformers import PretrainedConfig
 
 from hfft import registry
-from hfft.arguments import rehearse
+from hfft.arguments import OF_STAGE, rehearse
 from hfft.complaints import nearest
 from hfft.config import Baseline, Config, Full, Stage, StageFields
 from hfft.data import LoadedData, load_data
@@ -25,7 +25,6 @@ from hfft.task import Task
 
 DEFAULT_LEARNING_RATE = 5e-5  # of transformers.TrainingArguments
 DEFAULT_BATCH_SIZE = 8
-_RECIPE = ("weight_decay", "lr_scheduler_type", "warmup_steps")  # of the last stage, for baselines
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ class _Planner:
             return Trial(baseline.name, ())
         last, scratch = main.stages[-1], baseline.name == "scratch"
         head = 1.0 if scratch else last.stage.head_multiplier or 1.0
-        fields = last.stage.model_dump(include=set(_RECIPE), exclude_none=True)
+        fields = last.stage.model_dump(include=set(OF_STAGE), exclude_none=True)
         fields |= {"learning_rate": last.learning_rate * head}
         own_length = baseline.epochs is not None or baseline.steps is not None
         if not own_length:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -150,6 +152,23 @@ class Killed(BaseException):
     """Stands for the process that is no more."""
 
 
+def kill(
+    config: Path, monkeypatch: pytest.MonkeyPatch, now: Callable[[StageTrainer], bool]
+) -> None:
+    """Run a config up to the first step before which `now` says so."""
+    step = StageTrainer.training_step
+
+    def mortal(self: StageTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if now(self):
+            raise Killed
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "training_step", mortal)
+        with pytest.raises(Killed):
+            hfft.train(config)
+
+
 @pytest.mark.parametrize("schedule", ["stage", "run"])
 @pytest.mark.parametrize("steps_survived", [2, 5, 7, 10])
 def test_resumed_run_equals_the_uninterrupted_one(
@@ -170,20 +189,8 @@ def test_resumed_run_equals_the_uninterrupted_one(
         training={"save_strategy": "steps", "save_steps": 2},
     )
     hfft.train(config, [f"output_dir={tmp_path / 'whole'}"])
-    survived = 0
-    step = StageTrainer.training_step
-
-    def mortal(self: StageTrainer, *args: object, **kwargs: object) -> torch.Tensor:
-        nonlocal survived
-        survived += 1
-        if survived > steps_survived:
-            raise Killed
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(StageTrainer, "training_step", mortal)
-    with pytest.raises(Killed):
-        hfft.train(config)
-    monkeypatch.undo()
+    steps = count(1)
+    kill(config, monkeypatch, lambda _: next(steps) > steps_survived)
     assert not (tmp_path / "run" / "metrics.json").exists()
     hfft.train(config, resume=True)
     assert same_weights(tmp_path / "whole", tmp_path / "run")
@@ -224,17 +231,7 @@ def test_half_written_checkpoint_is_not_resumed_from(
         training={"save_strategy": "steps", "save_steps": 1},
     )
     hfft.train(config, [f"output_dir={tmp_path / 'whole'}"])
-    step = StageTrainer.training_step
-
-    def mortal(self: StageTrainer, *args: object, **kwargs: object) -> torch.Tensor:
-        if self.state.global_step == 2:
-            raise Killed
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(StageTrainer, "training_step", mortal)
-    with pytest.raises(Killed):
-        hfft.train(config)
-    monkeypatch.undo()
+    kill(config, monkeypatch, lambda trainer: trainer.state.global_step == 2)
     newest = tmp_path / "run" / "checkpoints" / "main" / "00-whole" / "checkpoint-2"
     with (newest / "model.safetensors").open("r+b") as file:
         file.truncate(100)
@@ -248,15 +245,7 @@ def test_resuming_on_changed_data_is_refused(
     images = tmp_path / "images"
     shutil.copytree(image_folder, images)
     config = write_config(tmp_path / "c.yaml", vit_folder, images)
-
-    def mortal(self: StageTrainer, *args: object, **kwargs: object) -> torch.Tensor:
-        raise Killed
-
-    step = StageTrainer.training_step
-    monkeypatch.setattr(StageTrainer, "training_step", mortal)
-    with pytest.raises(Killed):
-        hfft.train(config)
-    monkeypatch.setattr(StageTrainer, "training_step", step)
+    kill(config, monkeypatch, lambda _: True)
     shutil.copy(images / "train" / "1" / "0.png", images / "train" / "1" / "new.png")
     with pytest.raises(InputError, match="the data has changed"):
         hfft.train(config, resume=True)
