@@ -115,20 +115,15 @@ def tasks(arguments: argparse.Namespace) -> None:
 
 def schema(_arguments: argparse.Namespace) -> None:
     """Print the config's JSON Schema."""
-    from hfft import registry
-    from hfft.config import json_schema
+    from hfft.config_file import json_schema
 
-    options = {name: registry.get(name).Options for name in registry.entries()}
-    print(json.dumps(json_schema(options), indent=2))
+    print(json.dumps(json_schema(), indent=2))
 
 
 def _load(arguments: argparse.Namespace) -> Config:
-    from hfft import registry
-    from hfft.config import load_config
+    from hfft.config_file import load_config
 
-    return load_config(
-        arguments.config, arguments.overrides, lambda name: registry.get(name).Options
-    )
+    return load_config(arguments.config, arguments.overrides)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

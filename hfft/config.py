@@ -1,31 +1,18 @@
-"""The schema of the YAML file: what may be written, in which units, and what is wrong with it.
-
-Reading a config imports neither torch nor transformers unless the file has a `training:` section,
-whose keys are those of `transformers.TrainingArguments`.
-"""
+"""The schema of the YAML file: what may be written, and in which units."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
-
-from hfft.complaints import explain
-from hfft.errors import InputError
-from hfft.training_fields import check_choice, check_training
-from hfft.yaml_file import apply_override, read_yaml
 
 
 class Section(BaseModel):
@@ -80,8 +67,38 @@ class DataConfig(Section):
     )
 
 
-class StageFields(Section):
-    """How to learn. What is left out comes from `training`."""
+Strength = Annotated[float, Field(ge=0)]
+
+
+class PenaltyConfig(BaseModel):
+    """What pulls the weights to the source. Other keys are the penalty's own options."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
+    kind: str = Field(description="a registered penalty; hfft schema lists them")
+    strength: Strength | dict[str, Strength] = Field(
+        description="lambda; or name pattern to lambda, the first that matches a tensor counting"
+    )
+    mode: Literal["coupled", "decoupled"] = Field(
+        "coupled",
+        description="coupled: a term of the objective; decoupled: as AdamW treats weight decay",
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="the strength over the stage, from strength to end_factor times it"
+    )
+    end_factor: float = Field(0, ge=0, description="the last step's strength over the first's")
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="of the copy of the source's weights; default: as the weights"
+    )
+
+    @model_validator(mode="after")
+    def _end_of_what(self) -> PenaltyConfig:
+        if self.schedule == "constant" and self.end_factor:
+            raise ValueError("end_factor goes with schedule: linear or cosine")
+        return self
+
+
+class Recipe(Section):
+    """How long and how fast to learn. What is left out comes from `training`."""
 
     epochs: float | None = Field(None, gt=0, description="passes over train; fractions allowed")
     steps: int | None = Field(None, gt=0, description="optimizer steps, instead of epochs")
@@ -102,10 +119,29 @@ class StageFields(Section):
     )
 
     @model_validator(mode="after")
-    def _one_length(self) -> StageFields:
+    def _one_length(self) -> Recipe:
         if self.epochs is not None and self.steps is not None:
             raise ValueError("epochs and steps both set the length; keep one of them")
         return self
+
+
+def _listed(value: object) -> object:
+    """Let one penalty stand for a list of one."""
+    return (value,) if isinstance(value, dict | PenaltyConfig) else value
+
+
+class StageFields(Recipe):
+    """A recipe, and what holds the weights to the source."""
+
+    penalty: Annotated[
+        tuple[PenaltyConfig, ...] | None, Field(strict=False), BeforeValidator(_listed)
+    ] = Field(None, description="one, or a list, added up")
+    mixout: float | None = Field(
+        None, gt=0, lt=1, description="share of weights replaced by the source's in each forward"
+    )
+    stochnorm: float | None = Field(
+        None, gt=0, le=1, description="share of BatchNorm channels on running statistics"
+    )
 
 
 def _freeze(value: object) -> object:
@@ -186,7 +222,7 @@ class LpFt(StageFields):
 StrategyConfig = Annotated[Frozen | Full | Gradual | LpFt, Field(discriminator="name")]
 
 
-class Baseline(StageFields):
+class Baseline(Recipe):
     """What the fine-tune must beat: the same network from scratch, or the source with a new head.
 
     Without a length of its own a baseline is given as many epochs as the whole fine-tune.
@@ -249,117 +285,3 @@ class Config(Section):
         if len(set(baselines)) < len(baselines):
             raise ValueError(f"baselines: each can stand once; there are {baselines}")
         return self
-
-
-TaskOptions = Callable[[str], type[BaseModel]]
-
-
-def load_config(path: str | Path, overrides: Sequence[str], task_options: TaskOptions) -> Config:
-    """Read a YAML file, apply `key=value` overrides, and check every key and value.
-
-    Args:
-        path: the YAML file.
-        overrides: dotted assignments such as `training.max_steps=10`; values are YAML.
-        task_options: gives the pydantic model of a task's own options, or raises InputError.
-
-    Raises:
-        InputError: with every problem found, each with its dotted path.
-    """
-    path = Path(path)
-    values = read_yaml(path)
-    misplaced: list[str] = []
-    for assignment in overrides:
-        try:
-            apply_override(values, assignment)
-        except InputError as error:
-            misplaced += error.messages
-    values.setdefault("output_dir", f"runs/{path.stem}")
-    problems: list[str] = []
-    config: Config | None = None
-    try:
-        config = Config.model_validate(values)
-        problems += _check_schedules(config)
-    except ValidationError as error:
-        problems += explain(error, Config, ())
-    problems += _check_task_options(values.get("task"), task_options)
-    problems += check_training(values.get("training"))
-    if misplaced or problems or config is None:
-        raise InputError([*misplaced, *(f"{path}: {problem}" for problem in problems)])
-    return config
-
-
-def check_config(config: Config, task_options: TaskOptions) -> None:
-    """Check what a Config made in Python has not been checked for: options and training fields.
-
-    Raises:
-        InputError: with every problem found.
-    """
-    problems = _check_schedules(config)
-    problems += _check_task_options(config.task.model_dump(), task_options)
-    problems += check_training(config.training)
-    if problems:
-        raise InputError(problems)
-
-
-def dump_config(config: Config) -> str:
-    """Return the YAML that `load_config` reads back as the same config."""
-    return yaml.safe_dump(config_values(config), sort_keys=False, allow_unicode=True)
-
-
-def config_values(config: Config) -> dict[str, Any]:
-    """Return what a config says, without the defaults it leaves out, as YAML has it."""
-    values = config.model_dump(mode="json", exclude_defaults=True)
-    return values | {"output_dir": config.output_dir, "seed": config.seed}
-
-
-def json_schema(task_options: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
-    """Return the config's JSON Schema, with each task's own options under `task`."""
-    schema = Config.model_json_schema()
-    schema["required"] = [key for key in schema["required"] if key != "output_dir"]
-    forms: list[dict[str, Any]] = [{"enum": sorted(task_options)}]
-    for name, options in sorted(task_options.items()):
-        form = options.model_json_schema()
-        form.setdefault("properties", {})["name"] = {"const": name}
-        form["required"] = ["name"]
-        schema.setdefault("$defs", {}).update(form.pop("$defs", {}))
-        forms.append(form)
-    del schema["$defs"]["TaskConfig"]
-    sections = schema["properties"]
-    sections["task"] = {"anyOf": forms}
-    sections["model"] = {"anyOf": [sections["model"], {"type": "string"}]}
-    sections["strategy"]["anyOf"].append({"enum": ["frozen", "full", "gradual", "lp_ft"]})
-    baseline = sections["baselines"]
-    baseline["items"] = {"anyOf": [baseline["items"], {"enum": ["scratch", "frozen"]}]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _check_task_options(task: object, task_options: TaskOptions) -> list[str]:
-    task = _named(task)
-    if not isinstance(task, dict) or not isinstance(task.get("name"), str):
-        return []  # the schema has said so already
-    try:
-        options = task_options(task["name"])
-    except InputError as error:
-        return [f"task: {message}" for message in error.messages]
-    try:
-        options.model_validate({key: value for key, value in task.items() if key != "name"})
-    except ValidationError as error:
-        return explain(error, options, ("task",))
-    return []
-
-
-def _check_schedules(config: Config) -> list[str]:
-    """Check the schedules that stages name, as `training.lr_scheduler_type` is checked."""
-    sections: dict[str, StageFields | None] = {"strategy": config.strategy}
-    sections |= {f"stages.{number}": stage for number, stage in enumerate(config.stages or [])}
-    sections |= {f"baselines.{number}": one for number, one in enumerate(config.baselines)}
-    named = {place: section.lr_scheduler_type for place, section in sections.items() if section}
-    if not any(named.values()):
-        return []
-    from transformers import SchedulerType
-
-    return [
-        problem
-        for place, name in named.items()
-        for problem in check_choice(f"{place}.lr_scheduler_type", name, SchedulerType | None)
-    ]

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from hfft.checkpoints import StageCheckpoints, write_json
-from hfft.config import Config, config_values, dump_config
+from hfft.config import Config
+from hfft.config_file import config_values, dump_config
 from hfft.errors import InputError
 from hfft.yaml_file import read_yaml
 

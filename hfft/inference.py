@@ -13,7 +13,8 @@ from transformers import PretrainedConfig, Trainer, TrainingArguments, pipeline
 from transformers.trainer_callback import PrinterCallback
 
 from hfft import registry
-from hfft.config import Config, ModelConfig, load_config
+from hfft.config import Config, ModelConfig
+from hfft.config_file import load_config
 from hfft.data import load_data, load_split
 from hfft.errors import InputError
 from hfft.examples import ExampleDataset
@@ -47,7 +48,7 @@ def open_finished(path: str | Path) -> FinishedModel:
     path = Path(path)
     run_config = path / "config.yaml"
     if run_config.is_file():
-        config = load_config(run_config, [], lambda name: registry.get(name).Options)
+        config = load_config(run_config)
         if not (path / "model" / "config.json").is_file():
             raise InputError(f"{path}: the run has no model yet; finish it: hfft train --resume")
         folder = path / "model"

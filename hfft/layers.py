@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import nn
 
+from hfft import timm_layers
 from hfft.complaints import nearest
 from hfft.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Freeze = Literal["none", "backbone"] | int | Sequence[str]
 
@@ -94,14 +92,20 @@ class LayerGroups:
                     f"the head of {self.model_name} (hfft plan lists them)"
                 )
             return frozenset(self._lowest(freeze))
-        return frozenset(name for pattern in freeze for name in self._matching(str(pattern)))
+        return frozenset(
+            name for pattern in freeze for name in self.matching(str(pattern), "freeze: ")
+        )
 
-    def _lowest(self, count: int) -> Iterator[str]:
-        for groups in self.towers.values():
-            for group in groups[:count]:
-                yield from group.parameters
+    def matching(self, pattern: str, place: str = "") -> list[str]:
+        """Return the names of the parameters that a pattern covers.
 
-    def _matching(self, pattern: str) -> list[str]:
+        Args:
+            pattern: as for `frozen`.
+            place: what the message of an error begins with.
+
+        Raises:
+            InputError: it matches nothing.
+        """
         matches = [
             name
             for group in self
@@ -113,13 +117,18 @@ class LayerGroups:
         if not matches:
             names = {group.name for group in self} | {n for g in self for n in g.parameters}
             raise InputError(
-                f"freeze: the pattern {pattern!r} matches no parameter of {self.model_name}"
+                f"{place}the pattern {pattern!r} matches no parameter of {self.model_name}"
                 f"{nearest(pattern, names) or '; hfft plan lists the groups'}"
             )
         return matches
 
+    def _lowest(self, count: int) -> Iterator[str]:
+        for groups in self.towers.values():
+            for group in groups[:count]:
+                yield from group.parameters
 
-def find_layer_groups(model: PreTrainedModel) -> LayerGroups:
+
+def find_layer_groups(model: nn.Module) -> LayerGroups:
     """Order a model's parameters: embeddings or stem, block 0 … block n-1, head.
 
     timm models say their order themselves (`group_matcher`). In a transformers model, and a timm
@@ -128,37 +137,75 @@ def find_layer_groups(model: PreTrainedModel) -> LayerGroups:
     block, and what lies outside the base model is the head. Parameters that share a tensor stand
     once, where they are used first.
 
+    In a module that holds a transformers model (a SentenceTransformer, a PeftModel), that one is
+    grouped, and what lies outside it belongs to the head; each of several is a tower.
+
     The order of blocks is that of execution. Single parameters may be used later than their group
     (a class token that joins half-way stands with the embeddings), and parallel branches (CoaT,
     HRNet) stand in the order their authors number them.
     """
-    towers = {name: child for name, child in model.named_children() if name.endswith("_model")}
+    inner = _transformers_models(model) or {"": model}
+    if list(inner) == [""]:
+        return _model_groups(model, "")
+    found = {path: _model_groups(part, path) for path, part in inner.items()}
+    rest = dict.fromkeys(name for name, _ in model.named_parameters())  # of a shared one, one name
+    towers: dict[str, tuple[LayerGroup, ...]] = {}
+    for path, own in found.items():
+        for tower, groups in own.towers.items():
+            kept = [(g.name, tuple(n for n in g.parameters if n in rest)) for g in groups]
+            name = tower if len(found) == 1 else path if len(own.towers) == 1 else f"{path}.{tower}"
+            towers[name] = tuple(LayerGroup(group, names) for group, names in kept if names)
+            for _, names in kept:
+                for covered in names:
+                    del rest[covered]
+    return LayerGroups(
+        towers,
+        LayerGroup("head", tuple(rest)),
+        ordered=all(own.ordered for own in found.values()),
+        model_name=", ".join(own.model_name for own in found.values()),
+    )
+
+
+def _transformers_models(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the outermost transformers models in a model, itself among them, by their paths."""
+    from transformers import PreTrainedModel
+
+    found: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        inside = any(not outer or path.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, PreTrainedModel) and not inside:
+            found[path] = module
+    return found
+
+
+def _model_groups(model: Any, path: str) -> LayerGroups:
+    """Group one model, whose parameters stand under a path in the whole."""
+    prefix = f"{path}." if path else ""
     name = type(model).__name__
-    if isinstance(timm_model := getattr(model, "timm_model", None), nn.Module):
-        body, head = _timm_groups(timm_model, "timm_model.")
-        prefixed = (model, "", frozenset(head.parameters))
-        return LayerGroups(
-            {"backbone": body or (_everything("backbone", *prefixed),)},
-            head,
-            ordered=body is not None,
-            model_name=model.config.architecture,
-        )
+    timm_model = getattr(model, "timm_model", model)
+    if hasattr(timm_model, "pretrained_cfg"):
+        own = prefix if timm_model is model else f"{prefix}timm_model."
+        body, head = _timm_groups(timm_model, own)
+        in_head = frozenset(n.removeprefix(prefix) for n in head.parameters)
+        everything = _everything("backbone", model, prefix, in_head)
+        name = getattr(model.config, "architecture", name) if timm_model is not model else name
+        return LayerGroups({"backbone": body or (everything,)}, head, body is not None, name)
+    towers = {own: child for own, child in model.named_children() if own.endswith("_model")}
     if len(towers) >= 2:
         bodies = {
-            tower.removesuffix("_model"): (child, f"{tower}.", frozenset[str]())
+            tower.removesuffix("_model"): (child, f"{prefix}{tower}.", frozenset[str]())
             for tower, child in towers.items()
         }
     else:
-        bodies = {"backbone": _base(model)}
+        bodies = {"backbone": _base(model, prefix)}
     found = {tower: _tower(*body) for tower, body in bodies.items()}
     groups = {
         tower: ordered or (_everything(tower, *bodies[tower]),) for tower, ordered in found.items()
     }
     covered = {n for ordered in groups.values() for group in ordered for n in group.parameters}
-    rest = tuple(n for n, _ in model.named_parameters() if n not in covered)
-    return LayerGroups(
-        groups, LayerGroup("head", rest), ordered=all(found.values()), model_name=name
-    )
+    names = (prefix + n for n, _ in model.named_parameters())
+    head = LayerGroup("head", tuple(n for n in names if n not in covered))
+    return LayerGroups(groups, head, all(found.values()), name)
 
 
 def frozen_modules(model: nn.Module) -> list[nn.Module]:
@@ -182,14 +229,21 @@ def frozen_modules(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _base(model: PreTrainedModel) -> tuple[nn.Module, str, frozenset[str]]:
+def _base(model: Any, prefix: str) -> tuple[nn.Module, str, frozenset[str]]:
     """Return the body of a model with a head: the module, its prefix, what in it is the head."""
-    if model.base_model is not model:
-        return model.base_model, f"{model.base_model_prefix}.", frozenset()
+    plain = not hasattr(model, "base_model")
+    if not plain and model.base_model is not model:
+        return model.base_model, f"{prefix}{model.base_model_prefix}.", frozenset()
     children = list(model.named_children())
-    with_blocks = [i for i, (_, child) in enumerate(children) if _block_lists(child)]
+    with_blocks = [
+        i
+        for i, (_, child) in enumerate(children)
+        if _block_lists(child) or (plain and isinstance(child, nn.ModuleList))
+    ]
     after = children[with_blocks[-1] + 1 :] if with_blocks else []
-    return model, "", frozenset(f"{c}.{n}" for c, m in after for n, _ in m.named_parameters())
+    if prefix and type(model).__name__.endswith("Model"):  # the head of a bare one is outside
+        after = []
+    return model, prefix, frozenset(f"{c}.{n}" for c, m in after for n, _ in m.named_parameters())
 
 
 def _everything(name: str, module: nn.Module, prefix: str, leave_out: frozenset[str]) -> LayerGroup:
@@ -299,9 +353,9 @@ def _timm_groups(model: Any, prefix: str) -> tuple[tuple[LayerGroup, ...] | None
 
     Without a matcher its blocks are found as in a transformers model; None: there are none.
     """
-    in_head = _timm_head(model)
+    in_head = timm_layers.head_parameters(model)
     head = LayerGroup("head", tuple(prefix + name for name in sorted(in_head)))
-    layers = _timm_layers(model)
+    layers = timm_layers.numbered_layers(model)
     if layers is None:
         sequences = (nn.ModuleList, nn.Sequential)
         return _tower(model, prefix, frozenset(in_head), sequences), head
@@ -315,43 +369,8 @@ def _timm_groups(model: Any, prefix: str) -> tuple[tuple[LayerGroup, ...] | None
             body[-1] = LayerGroup(body[-1].name, body[-1].parameters + names)
         else:
             others = [prefix + name for n in layers if n != number for name in layers[n]]
-            name = _own_module(names[0], others).removeprefix(prefix) if number else "stem"
+            name = (
+                timm_layers.own_module(names[0], others).removeprefix(prefix) if number else "stem"
+            )
             body.append(LayerGroup(name, names))
     return tuple(body), head
-
-
-def _timm_head(model: Any) -> set[str]:
-    """Name the parameters of a timm model's head, and of one beside it (VOLO's for tokens)."""
-    named = model.pretrained_cfg.get("classifier") or ()
-    paths = (named,) if isinstance(named, str) else tuple(named)
-    found = model.get_classifier() if hasattr(model, "get_classifier") else ()
-    modules = found if isinstance(found, tuple) else (found,)
-    heads = {id(p) for m in modules if isinstance(m, nn.Module) for p in m.parameters()}
-    return {
-        name
-        for name, parameter in model.named_parameters()
-        if id(parameter) in heads or name.startswith(tuple(f"{path}." for path in paths))
-    }
-
-
-def _timm_layers(model: Any) -> dict[int, list[str]] | None:
-    """Return number to parameter names as a timm model's matcher has them; None without one."""
-    from timm.models import group_parameters
-
-    try:
-        layers = dict(group_parameters(model, model.group_matcher(coarse=True)))
-    except (AttributeError, AssertionError, NotImplementedError):  # none, or none by stages
-        return None
-    # CaiT's matcher lays these blocks over the last of the others, and they run after them all
-    late = [n for names in layers.values() for n in names if n.startswith("blocks_token_only.")]
-    if late:
-        layers = {number: [n for n in names if n not in late] for number, names in layers.items()}
-        layers[max(layers) - 1] += late
-    return layers
-
-
-def _own_module(parameter: str, others: Sequence[str]) -> str:
-    """Return the shortest module path above a parameter that holds none of the others."""
-    parts = parameter.split(".")
-    paths = [".".join(parts[:length]) for length in range(1, len(parts))]
-    return next((p for p in paths if not any(o.startswith(f"{p}.") for o in others)), parameter)

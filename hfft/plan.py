@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +14,14 @@ from transformers import PretrainedConfig
 from hfft import registry
 from hfft.arguments import OF_STAGE, rehearse
 from hfft.complaints import nearest
-from hfft.config import Baseline, Config, Full, Stage, StageFields
-from hfft.data import LoadedData, load_data
+from hfft.config import Baseline, Config, Full, Recipe, Stage
+from hfft.data import LoadedData, load_data, load_split
 from hfft.errors import InputError
 from hfft.layers import LayerGroups, find_layer_groups
 from hfft.optim import learning_rates
+from hfft.penalty_plan import HeldModel, PlannedPenalty
 from hfft.processes import has_accelerator, join_processes
-from hfft.source import check_shapes, read_model_config, skeleton
+from hfft.source import check_shapes, head_is_new, read_model_config, skeleton
 from hfft.strategies import DEFAULT_EPOCHS, expand
 from hfft.task import Task
 
@@ -33,6 +35,7 @@ class PlannedStage:
 
     stage: Stage
     frozen: frozenset[str]
+    penalties: tuple[PlannedPenalty, ...]
     learning_rate: float
     epochs: float
     steps: int
@@ -102,7 +105,10 @@ def make_plan(config: Config) -> Plan:
     check_shapes(config.model, model)
     groups = find_layer_groups(model)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    planner = _Planner(config, groups, sizes, len(data.splits["train"]))
+    new = groups.head.parameters if head_is_new(config.model, model, groups.head.parameters) else ()
+    read = partial(load_split, split=None, columns=task.columns, labels=None)
+    held = HeldModel(model, groups, frozenset(new), read)
+    planner = _Planner(config, held, sizes, len(data.splits["train"]))
     main = planner.main()
     baselines = tuple(planner.baseline(baseline, main) for baseline in config.baselines)
     planner.problems += _check_best(config, task)
@@ -139,9 +145,10 @@ class _Planner:
     """Turns stages into planned stages, gathering every problem on the way."""
 
     def __init__(
-        self, config: Config, groups: LayerGroups, sizes: Mapping[str, int], examples: int
+        self, config: Config, held: HeldModel, sizes: Mapping[str, int], examples: int
     ) -> None:
-        self.config, self.groups, self.sizes = config, groups, sizes
+        self.config, self.held, self.sizes = config, held, sizes
+        self.groups = held.groups
         self.steps_per_epoch = steps_per_epoch(
             examples, config.training, join_processes().num_processes
         )
@@ -157,6 +164,12 @@ class _Planner:
         except InputError as error:
             self.problems += error.messages
             return Trial("main", ())
+        try:
+            frozen = [self.groups.frozen(stage.freeze) for stage in stages]
+            stages = self.held.where_they_apply(stages, frozen)
+        except InputError as error:
+            self.problems += [f"strategy.{message}" for message in error.messages]
+            return Trial("main", ())
         return self._trial("main", stages, "strategy")
 
     def baseline(self, baseline: Baseline, main: Trial) -> Trial:
@@ -170,7 +183,7 @@ class _Planner:
         own_length = baseline.epochs is not None or baseline.steps is not None
         if not own_length:
             fields["steps"] = sum(planned.steps for planned in main.stages)
-        fields |= baseline.model_dump(include=set(StageFields.model_fields), exclude_none=True)
+        fields |= baseline.model_dump(include=set(Recipe.model_fields), exclude_none=True)
         fields |= {"name": baseline.name, "freeze": "none" if scratch else "backbone"}
         stage = Stage.model_validate(fields)
         place = f"baselines.{baseline.name}"
@@ -204,6 +217,7 @@ class _Planner:
             trainable = sum(size for name, size in self.sizes.items() if name not in frozen)
             if not trainable:
                 raise InputError("freeze: leaves nothing to learn")
+            penalties = self.held.penalties(stage, frozen)
         except InputError as error:
             self.problems += [f"{place}.{message}" for message in error.messages]
             return None
@@ -214,6 +228,7 @@ class _Planner:
         return PlannedStage(
             stage=stage,
             frozen=frozen,
+            penalties=tuple(penalties),
             learning_rate=rate,
             epochs=steps / self.steps_per_epoch,
             steps=steps,

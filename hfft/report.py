@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from hfft.layers import LayerGroups
 from hfft.plan import Plan, Trial
 from hfft.registry import get
 
@@ -37,6 +38,7 @@ def plan_report(plan: Plan) -> str:
         *plan.notes,
         _groups(plan),
         _stages((plan.main, *plan.baselines)),
+        *_penalties(plan),
         "The stages as YAML:\n\n" + stages_yaml(plan.main),
     ]
     return "\n\n".join(parts)
@@ -125,6 +127,43 @@ def _stages(trials: Sequence[Trial]) -> str:
     ]
     heads = ("run", "stage", "freeze", "learning", "parameters", "rate", "epochs", "steps")
     return "Stages:\n\n" + table(heads, rows)
+
+
+def _penalties(plan: Plan) -> Iterator[str]:
+    """Say which tensors each penalty covers, in groups of one strength."""
+    for planned in plan.main.stages:
+        for penalty in planned.penalties:
+            kind, sizes = penalty.config.kind, penalty.coverage
+            for what, strengths in (("", sizes.to_source), (", to 0", sizes.to_zero)):
+                for strength in dict.fromkeys(strengths.values()):
+                    names = [name for name, own in strengths.items() if own == strength]
+                    yield (
+                        f"Stage {planned.stage.name}, penalty {kind}{what}, strength "
+                        f"{strength:g}, covers {len(names)} tensors:\n  "
+                        + "\n  ".join(_listed(names, plan.groups))
+                    )
+
+
+def _listed(names: Sequence[str], groups: LayerGroups) -> Iterator[str]:
+    """Name whole groups, and fold what differs by a number only: `block.*.weight (0, 1, 2)`."""
+    folded: dict[str, list[int]] = {}
+    left = dict.fromkeys(names)
+    for group in groups:
+        if set(group.parameters) <= left.keys():
+            yield f"{group.name}: all {len(group.parameters)}"
+            for name in group.parameters:
+                del left[name]
+    for name in left:
+        parts = name.split(".")
+        numbers = [n for n, part in enumerate(parts) if part.isdigit()]
+        if not numbers:
+            folded.setdefault(name, [])
+            continue
+        number = int(parts[numbers[0]])
+        parts[numbers[0]] = "*"
+        folded.setdefault(".".join(parts), []).append(number)
+    for name, found in folded.items():
+        yield f"{name} ({', '.join(map(str, found))})" if found else name
 
 
 def _freeze(freeze: object) -> str:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfft import registry
-from hfft.config import Config, check_config, load_config
+from hfft.config import Config
+from hfft.config_file import check_config, load_config
 from hfft.errors import InputError
 from hfft.folder import RunFolder, describe_environment
 from hfft.hub import push, write_card
@@ -56,11 +56,11 @@ def train(
         RunFailedError: the run broke off; `resume` goes on from its last checkpoint.
     """
     if not isinstance(config, Config):
-        config = load_config(config, overrides, lambda name: registry.get(name).Options)
+        config = load_config(config, overrides)
     elif overrides:
         raise InputError("overrides go with the path of a config, not with a Config")
     else:
-        check_config(config, lambda name: registry.get(name).Options)
+        check_config(config)
     started = time.monotonic()
     processes = join_processes()
     folder = RunFolder(config.output_dir)

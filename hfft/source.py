@@ -95,18 +95,45 @@ def check_shapes(source: ModelConfig, model: PreTrainedModel) -> None:
     Raises:
         InputError: weights below the head have other shapes than the model's.
     """
-    files = sorted(Path(source.name).glob("model*.safetensors"))
-    stored = _explained(source, lambda: {n: s for path in files for n, s in _shapes(path).items()})
+    stored = _stored_shapes(source)
     head = set(find_layer_groups(model).head.parameters)
     misfits = {}
     for name, parameter in model.named_parameters():
-        bare = name.removeprefix(f"{model.base_model_prefix}.")
-        names = (name, bare, name.removeprefix("timm_model."))
-        shape = next((stored[n] for n in names if n in stored), parameter.shape)
+        shape = _stored(name, stored, model) or parameter.shape
         # a shape with as many elements may be one that transformers turns round on loading
         if name not in head and math.prod(shape) != parameter.numel():
             misfits[name] = (shape, parameter.shape)
     _refuse(source, misfits)
+
+
+def head_is_new(source: ModelConfig, model: PreTrainedModel, head: Iterable[str]) -> bool:
+    """Say whether `load_weights` will find no head for the model's classes in the source.
+
+    Known for certain once the weights are loaded; for a Hub id this goes by what the source's
+    config says.
+    """
+    own = read_model_config(source)
+    if own.id2label != model.config.id2label:
+        return True
+    if not Path(source.name).exists():
+        return type(model).__name__ not in (own.architectures or [])
+    stored, shapes = _stored_shapes(source), dict(model.named_parameters())
+    return any(_stored(name, stored, model) != list(shapes[name].shape) for name in head)
+
+
+def _stored_shapes(source: ModelConfig) -> dict[str, list[int]]:
+    files = sorted(Path(source.name).glob("model*.safetensors"))
+    found: dict[str, list[int]] = _explained(
+        source, lambda: {n: s for path in files for n, s in _shapes(path).items()}
+    )
+    return found
+
+
+def _stored(name: str, stored: Mapping[str, list[int]], model: PreTrainedModel) -> list[int] | None:
+    """Return the shape that a parameter has in the source, under any of its names there."""
+    bare = name.removeprefix(f"{model.base_model_prefix}.")
+    names = (name, bare, name.removeprefix("timm_model."))
+    return next((stored[n] for n in names if n in stored), None)
 
 
 def load_weights(auto_model: Any, source: ModelConfig, config: PretrainedConfig) -> LoadedModel:

@@ -8,12 +8,14 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel, set_seed
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from hfft.arguments import training_arguments
 from hfft.checkpoints import (
@@ -26,10 +28,20 @@ from hfft.checkpoints import (
 from hfft.errors import RunFailedError
 from hfft.examples import ExampleDataset
 from hfft.folder import RunFolder
-from hfft.hooks import EpochCallback, LogCallback, ProgressCallback, ReplicasCallback
+from hfft.hooks import (
+    EpochCallback,
+    LogCallback,
+    MixoutCallback,
+    PenaltyCallback,
+    ProgressCallback,
+    ReplicasCallback,
+    StochNormCallback,
+)
 from hfft.hooks.freeze import kept_in_eval
 from hfft.hooks.log import drop_unfinished
 from hfft.optim import OptimizerState, learning_rates
+from hfft.penalties.coverage import new_parameters
+from hfft.penalty_plan import PlannedPenalty
 from hfft.plan import Plan, Trial
 from hfft.processes import join_processes
 from hfft.source import initialise, load_weights
@@ -81,7 +93,7 @@ class TrialRun:
                     self._checkpoints(number - 1).forget_weights()
             self.processes.wait_for_everyone()
         if trainer is None:  # stopped between the last stage and its scores
-            trainer = self._trainer(len(finished) - 1, model, OptimizerState(), spent=0.0)
+            trainer = self._trainer(len(finished) - 1, model, OptimizerState(), spent=0.0, holds=())
         result = {"stages": finished, **self._score(trainer, model)}
         trainer.release()
         if self.processes.is_main_process:
@@ -131,7 +143,7 @@ class TrialRun:
         first_step, spent = (step_of(newest), seconds_of(newest)) if newest else (0, 0.0)
         self.spent_before += spent
         carried = state if stage.carry_optimizer_state else OptimizerState()
-        trainer = self._trainer(number, model, carried, spent)
+        trainer = self._trainer(number, model, carried, spent, self._holds(number, model))
         self.processes.wait_for_everyone()
         if self.processes.is_main_process:
             checkpoints.discard_partial()
@@ -230,8 +242,59 @@ class TrialRun:
         seed = self.plan.config.seed + number
         return ExampleDataset(self.plan.data.splits[split], transform, seed=seed)
 
+    def _holds(self, number: int, model: PreTrainedModel) -> list[TrainerCallback]:
+        """Return what holds a stage's weights to the source, which is read again for it."""
+        planned = self.trial.stages[number]
+        stage, found = planned.stage, list[TrainerCallback]()
+        if planned.penalties:  # some measure the source, which is to be fast
+            model.to(self.processes.device)
+        source = self._source() if planned.penalties or stage.mixout else {}
+        for penalty in planned.penalties:
+            options = penalty.config.model_dump(exclude={"kind", "strength"}, exclude_unset=True)
+            found.append(
+                PenaltyCallback(
+                    model,
+                    penalty.config.kind,
+                    penalty.config.strength,
+                    source=source,
+                    batches=self._sample(penalty),
+                    **options,
+                )
+            )
+        if stage.mixout is not None:
+            found.append(MixoutCallback(model, stage.mixout, source))
+        if stage.stochnorm is not None:
+            found.append(StochNormCallback(model, stage.stochnorm))
+        return found
+
+    def _source(self) -> dict[str, torch.Tensor]:
+        """Return theta_s by name: what the source's file holds, shared with it on the CPU."""
+        plan = self.plan
+        with torch.random.fork_rng():  # a new head is drawn on the way, and is not theta_s
+            torch.manual_seed(plan.config.seed)
+            model = load_weights(plan.task.auto_model, plan.config.model, plan.model_config).model
+        new = new_parameters(model)
+        return {n: p.detach() for n, p in model.named_parameters() if n not in new}
+
+    def _sample(self, penalty: PlannedPenalty) -> DataLoader[Any]:
+        """Return examples in a seeded order, for penalties that measure the source on them."""
+        rows: Any = penalty.data or self.plan.data.splits["train"]
+        transform = self.plan.task.transform(self.plan.processor, training=False)
+        return DataLoader(
+            ExampleDataset(rows, transform),
+            batch_size=8,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(self.plan.config.seed),
+            collate_fn=self.plan.task.collate,
+        )
+
     def _trainer(
-        self, number: int, model: PreTrainedModel, carried: OptimizerState, spent: float
+        self,
+        number: int,
+        model: PreTrainedModel,
+        carried: OptimizerState,
+        spent: float,
+        holds: Iterable[TrainerCallback],
     ) -> StageTrainer:
         config, planned = self.plan.config, self.trial.stages[number]
         stage, folder = planned.stage, self._checkpoints(number).folder
@@ -254,6 +317,7 @@ class TrialRun:
             data_collator=self.plan.task.collate,
             compute_metrics=lambda p: self.plan.task.metrics(p.predictions, p.label_ids),
             callbacks=[
+                *holds,  # before the log is written: they add to it
                 EpochCallback(train),
                 ReplicasCallback(),
                 SealCallback(spent),

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hfft import registry
-from hfft.config import load_config
+from hfft.config_file import load_config
 from hfft.errors import InputError
 from hfft.plan import make_plan
 from tests.runs import write_config
@@ -32,7 +31,7 @@ def test_arguments_that_do_not_go_together_are_found_by_the_plan(
 ) -> None:
     path = write_config(tmp_path / "c.yaml", vit_folder, image_folder)
     assignments = [f"training.{override}" for override in overrides]
-    config = load_config(path, assignments, lambda name: registry.get(name).Options)
+    config = load_config(path, assignments)
     with pytest.raises(InputError, match=message) as caught:
         make_plan(config)
     assert all(said.startswith("training: ") for said in caught.value.messages)
@@ -44,6 +43,6 @@ def test_options_that_only_the_transform_checks_are_found_by_the_plan(
 ) -> None:
     task = {"name": "image-classification", "augmentation": {"auto_augment": "nothing"}}
     path = write_config(tmp_path / "c.yaml", vit_folder, image_folder, task=task)
-    config = load_config(path, [], lambda name: registry.get(name).Options)
+    config = load_config(path)
     with pytest.raises(InputError, match="timm knows no 'nothing'"):
         make_plan(config)

@@ -11,14 +11,8 @@ import pytest
 import yaml
 
 from hfft import registry
-from hfft.config import (
-    Config,
-    Section,
-    Stage,
-    dump_config,
-    json_schema,
-    load_config,
-)
+from hfft.config import Config, Section, Stage
+from hfft.config_file import dump_config, json_schema, load_config
 from hfft.errors import InputError
 from hfft.training_fields import SET_ELSEWHERE
 from hfft.yaml_file import read_yaml
@@ -40,16 +34,27 @@ class Options(Section):
     crop: Literal["none", "centre"] | Crop = "none"
 
 
-def options(name: str) -> type[Section]:
+class Task:
+    Options = Options
+
+
+def task(name: str) -> type[Task]:
     if name != "image-classification":
         raise InputError(f"there is no task {name!r}")
-    return Options
+    return Task
 
 
 def load(folder: Path, *overrides: str, **sections: Any) -> Config:
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump({**BASE, **sections}, sort_keys=False), encoding="utf-8")
-    return load_config(path, overrides, options)
+    return read(path, *overrides)
+
+
+def read(path: Path, *overrides: str) -> Config:
+    """Read a config for a task with the options above."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "get", task)
+        return load_config(path, overrides)
 
 
 def complaints(folder: Path, *overrides: str, **sections: Any) -> list[str]:
@@ -325,7 +330,51 @@ def test_config_survives_being_dumped_and_loaded(tmp_path: Path) -> None:
     )
     path = tmp_path / "again.yaml"
     path.write_text(dump_config(config), encoding="utf-8")
-    assert load_config(path, [], options) == config
+    assert read(path) == config
+
+
+# Penalties
+
+
+def penalised(**penalty: Any) -> dict[str, Any]:
+    return {"stages": [{"name": "a", "epochs": 1, "penalty": {"kind": "l2_sp", **penalty}}]}
+
+
+def test_one_penalty_stands_for_a_list_of_one(tmp_path: Path) -> None:
+    one = load(tmp_path, **penalised(strength=0.1))
+    assert one.stages is not None
+    assert one.stages[0].penalty is not None
+    assert [penalty.kind for penalty in one.stages[0].penalty] == ["l2_sp"]
+    path = tmp_path / "again.yaml"
+    path.write_text(dump_config(one), encoding="utf-8")
+    assert read(path) == one
+
+
+@pytest.mark.parametrize(
+    ("penalty", "said"),
+    [
+        ({"strength": -0.1}, "stages.0.penalty.0.strength"),
+        ({"strength": float("nan")}, "stages.0.penalty.0.strength"),
+        ({"strength": float("inf")}, "stages.0.penalty.0.strength"),
+        ({"strength": {"*": -1}}, "stages.0.penalty.0.strength"),
+        ({}, "stages.0.penalty.0.strength: is missing"),
+        ({"strength": 1, "kind": "l2sp"}, "stages.0.penalty.kind: there is no penalty 'l2sp'"),
+        ({"strength": 1, "head_strenth": 1}, "stages.0.penalty.head_strenth: unknown key"),
+        ({"strength": 1, "end_factor": 0.5}, "end_factor goes with schedule"),
+        ({"strength": 1, "mode": "coupledd"}, "stages.0.penalty.0.mode"),
+        ({"strength": 1, "kind": "spd", "mode": "decoupled"}, "spd has no decoupled form"),
+    ],
+)
+def test_a_wrong_penalty_is_named_with_its_place(
+    tmp_path: Path, penalty: dict[str, Any], said: str
+) -> None:
+    messages = complaints(tmp_path, **penalised(**penalty))
+    assert any(said in message for message in messages), messages
+
+
+def test_a_baseline_takes_no_penalty(tmp_path: Path) -> None:
+    baseline = {"name": "scratch", "penalty": {"kind": "l2_sp", "strength": 1}}
+    assert "baselines.0.penalty: unknown key" in complaints(tmp_path, baselines=[baseline])[0]
 
 
 # Shipped configs and the JSON Schema
@@ -363,7 +412,7 @@ def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
-    made = json_schema({name: registry.get(name).Options for name in registry.entries()})
+    made = json_schema()
     read: dict[str, Any] = json.loads(json.dumps(made))
     return read
 
@@ -372,7 +421,7 @@ def schema() -> dict[str, Any]:
 def test_shipped_config_is_right_by_the_loader_and_by_the_schema(
     path: Path, schema: dict[str, Any]
 ) -> None:
-    load_config(path, [], lambda name: registry.get(name).Options)
+    load_config(path)
     assert accepts(schema, read_yaml(path), schema)
 
 
@@ -392,6 +441,10 @@ def test_shipped_config_is_right_by_the_loader_and_by_the_schema(
         ({"stages": [{"freeze": "none"}]}, False),
         ({"stages": [{"name": "a", "freeze": "backbon"}]}, False),
         ({"data": {}}, False),
+        (penalised(strength=0.1), True),
+        (penalised(strength={"*": 0.1}, schedule="cosine", head_strength=1), True),
+        (penalised(kind="spd", strength=0.1, head_strength=1), False),
+        (penalised(kind="l2sp", strength=0.1), False),
     ],
 )
 def test_schema_accepts_what_is_right_and_nothing_else(

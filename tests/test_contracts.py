@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from hfft import registry
 from hfft.cli import main
-from hfft.config import load_config
+from hfft.config_file import load_config
 from hfft.plan import make_plan
 from hfft.task import Task
 
@@ -42,7 +42,7 @@ def test_every_shipped_config_plans(
     config: Path, timm_folder: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     local = [f"model={timm_folder}", f"data.path={image_folder}", f"output_dir={tmp_path / 'run'}"]
-    plan = make_plan(load_config(config, local, lambda name: registry.get(name).Options))
+    plan = make_plan(load_config(config, local))
     assert plan.main.stages
     assert not (tmp_path / "run").exists()
 
@@ -55,7 +55,7 @@ def test_worked_example_is_the_classic_linear_probe(
 
     path = ROOT / "configs" / "image" / "cats_vs_dogs.yaml"
     local = [f"model={timm_folder}", f"data.path={image_folder}"]
-    plan = make_plan(load_config(path, local, lambda name: registry.get(name).Options))
+    plan = make_plan(load_config(path, local))
     [stage] = plan.main.stages
     assert stage.frozen == frozenset(plan.sizes) - {"timm_model.fc.weight", "timm_model.fc.bias"}
     assert (stage.epochs, stage.learning_rate) == (10, 1e-3)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,6 +20,7 @@ from hfft.hooks.freeze import kept_in_eval
 from hfft.layers import LayerGroup, LayerGroups, find_layer_groups, frozen_modules
 
 from .families import FAMILIES, Family, batchnorm_resnet, bert, clip, timm_model, vit
+from .text_models import sentence_encoder
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
@@ -187,6 +191,111 @@ def test_distance_counts_down_to_the_head_in_each_tower() -> None:
     assert distance["vision_model.post_layernorm.weight"] == 1
     assert distance["text_model.embeddings.token_embedding.weight"] == 4
     assert distance["vision_model.embeddings.patch_embedding.weight"] == 3
+
+
+# Models within models
+
+
+class Wrapper(nn.Module):
+    """Holds transformers models, as scripts do, with a head of its own."""
+
+    def __init__(self, **models: nn.Module) -> None:
+        super().__init__()
+        self.inside = nn.ModuleDict(models)
+        self.dense = nn.Linear(16, 4)
+
+
+def covered(groups: LayerGroups) -> list[str]:
+    return sorted(name for group in groups for name in group.parameters)
+
+
+@every_family
+def test_groups_inside_a_wrapper_are_those_of_the_model_under_longer_names(family: Family) -> None:
+    model = family.make()
+    alone, wrapped = find_layer_groups(model), find_layer_groups(Wrapper(one=model))
+    prefix = "inside.one."
+    assert [
+        [prefix + name for name in group.parameters]
+        for groups in alone.towers.values()
+        for group in groups
+    ] == [list(group.parameters) for groups in wrapped.towers.values() for group in groups]
+    assert set(wrapped.head.parameters) == {
+        *(prefix + name for name in alone.head.parameters),
+        "dense.weight",
+        "dense.bias",
+    }
+    assert wrapped.ordered
+
+
+def test_sentence_transformer_has_its_encoders_groups_and_a_dense_head(tmp_path: Path) -> None:
+    model = sentence_encoder(tmp_path)
+    groups = find_layer_groups(model)
+    assert [group.name for group in groups] == [
+        "0.model.embeddings",
+        *(f"0.model.encoder.layer.{number}" for number in range(3)),
+        "head",
+    ]
+    assert "0.model.pooler.dense.weight" in groups.towers["backbone"][-1].parameters
+    assert groups.head.parameters == ("2.linear.weight", "2.linear.bias")
+    assert covered(groups) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_adapters_belong_to_the_blocks_they_adapt() -> None:
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"])
+    model = get_peft_model(bert(), config)
+    groups = find_layer_groups(model)
+    *_, last, head = groups
+    layer = "base_model.model.bert.encoder.layer.2"
+    assert last.name == layer
+    assert {
+        f"{layer}.attention.self.{part}.{name}.weight"
+        for part in ("query", "value")
+        for name in ("lora_A.default", "lora_B.default", "base_layer")
+    } < set(last.parameters)
+    assert {name.split(".")[2] for name in head.parameters} == {"classifier"}
+    assert groups.depth == 4
+    assert covered(groups) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_each_of_several_models_inside_is_a_tower() -> None:
+    model = Wrapper(words=bert(), images=vit())
+    groups = find_layer_groups(model)
+    assert list(groups.towers) == ["inside.words", "inside.images"]
+    assert covered(groups) == sorted(name for name, _ in model.named_parameters())
+    assert {n for n in groups.frozen(1) if ".images." in n} == {
+        f"inside.images.{name}" for name in find_layer_groups(model.inside["images"]).frozen(1)
+    }
+
+
+def test_model_that_stands_in_two_places_is_grouped_once() -> None:
+    shared = bert()
+    model = Wrapper(query=shared, document=shared)
+    groups = find_layer_groups(model)
+    assert list(groups.towers) == ["backbone"]
+    assert covered(groups) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_bare_timm_model_has_the_groups_it_has_in_transformers() -> None:
+    wrapped = batchnorm_resnet()
+    groups, bare = find_layer_groups(wrapped), find_layer_groups(wrapped.timm_model)
+    assert [list(group.parameters) for group in groups] == [
+        [f"timm_model.{name}" for name in group.parameters] for group in bare
+    ]
+
+
+def test_module_without_a_pretrained_model_is_ordered_by_its_lists_or_not_at_all() -> None:
+    plain = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    groups = find_layer_groups(plain)
+    assert (groups.ordered, groups.depth, groups.head.parameters) == (False, 1, ())
+    assert "needs an order of layers, and none can be found in Sequential" in message(groups, 1)
+    blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+    parts = OrderedDict(stem=nn.Linear(4, 4), blocks=blocks, head=nn.Linear(4, 2))
+    assert [group.name for group in find_layer_groups(nn.Sequential(parts))] == [
+        "embeddings",
+        "blocks.0",
+        "blocks.1",
+        "head",
+    ]
 
 
 # What a freeze covers

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from hfft import registry
-from hfft.config import load_config
+from hfft.config_file import load_config
 from hfft.errors import InputError
 from hfft.plan import Plan, make_plan, steps_per_epoch
 
@@ -15,7 +14,7 @@ from .runs import write_config
 
 def plan(tmp_path: Path, model: Path, images: Path, **sections: Any) -> Plan:
     path = write_config(tmp_path / "c.yaml", model, images, **sections)
-    return make_plan(load_config(path, [], lambda name: registry.get(name).Options))
+    return make_plan(load_config(path))
 
 
 def test_baselines_take_the_fine_tunes_length_rate_and_recipe(

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from hfft import registry
-from hfft.config import Stage, StrategyConfig, load_config
+from hfft.config import Stage, StrategyConfig
+from hfft.config_file import load_config
 from hfft.errors import InputError
 from hfft.layers import LayerGroup, LayerGroups
 from hfft.plan import make_plan
@@ -245,7 +245,7 @@ def test_stages_that_plan_prints_give_the_same_plan_when_pasted(
     def planned(how: str) -> Any:
         path = tmp_path / "config.yaml"
         path.write_text(common + how, encoding="utf-8")
-        return make_plan(load_config(path, [], lambda name: registry.get(name).Options)).main
+        return make_plan(load_config(path)).main
 
     first = planned(f"strategy: {strategy}\n")
     assert first.stages

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hfft.errors import InputError
 from hfft.hooks import FreezeCallback
+from hfft.hooks import freeze as freeze_module
 from hfft.hooks.freeze import kept_in_eval
 from hfft.layers import find_layer_groups
 
 from ..families import FAMILIES, batchnorm_resnet, bert
+
+ROOT = Path(__file__).parents[2]
+TWO_CPU = ROOT / "configs" / "accelerate" / "two_cpu.yaml"
 
 
 def examples(family: str) -> list[dict[str, torch.Tensor]]:
@@ -26,7 +36,7 @@ def examples(family: str) -> list[dict[str, torch.Tensor]]:
     ]
 
 
-def trainer(model: Any, family: str, folder: Path, *callbacks: FreezeCallback) -> Trainer:
+def trainer(model: Any, family: str, folder: Path, *callbacks: TrainerCallback) -> Trainer:
     arguments = TrainingArguments(
         output_dir=str(folder),
         report_to="none",
@@ -131,3 +141,179 @@ def test_module_of_two_parents_is_held_once() -> None:
         assert not shared.training
     model.train()
     assert shared.training
+
+
+# What would go wrong in silence is refused before the first step
+
+
+def refusal(run: Trainer) -> str:
+    before = copy(run.model)
+    with pytest.raises(InputError) as caught:
+        run.train()
+    assert moved(before, run.model) == set()
+    return str(caught.value)
+
+
+def test_change_of_requires_grad_after_the_callback_is_refused(tmp_path: Path) -> None:
+    model = bert()
+    run = trainer(model, "bert", tmp_path, FreezeCallback(model, 2))
+    model.bert.embeddings.requires_grad_(True)
+    model.classifier.bias.requires_grad_(False)
+    said = refusal(run)
+    assert "bert.embeddings.LayerNorm.bias and 4 more came to learn" in said
+    assert "classifier.bias ceased to learn" in said
+
+
+def test_two_callbacks_in_one_trainer_are_refused(tmp_path: Path) -> None:
+    model = bert()
+    callbacks = FreezeCallback(model, "backbone"), FreezeCallback(model, 1)
+    assert "came to learn after the callback" in refusal(
+        trainer(model, "bert", tmp_path, *callbacks)
+    )
+
+
+def test_optimizer_made_before_thawing_is_refused(tmp_path: Path) -> None:
+    model = bert()
+    first = FreezeCallback(model, "backbone")
+    run = trainer(model, "bert", tmp_path, first)
+    run.train()
+    run.remove_callback(first)
+    run.add_callback(FreezeCallback(model, 3))
+    said = refusal(run)
+    assert "the optimizer does not hold bert.encoder.layer.2." in said
+    assert "a new Trainer" in said
+
+
+def test_optimizer_of_ones_own_that_holds_what_is_frozen_too_is_fine(tmp_path: Path) -> None:
+    model = bert()
+    run = trainer(model, "bert", tmp_path, FreezeCallback(model, "backbone"))
+    run.optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    before = copy(model)
+    run.train()
+    assert moved(before, model) == {"classifier.weight", "classifier.bias"}
+
+
+def test_frozen_whole_model_is_refused(tmp_path: Path) -> None:
+    model = bert()
+    said = refusal(trainer(model, "bert", tmp_path, FreezeCallback(model, ["*"])))
+    assert said == "freeze: nothing learns: all is frozen, and the model has no head"
+
+
+def test_another_model_than_the_trainers_is_refused(tmp_path: Path) -> None:
+    run = trainer(bert(), "bert", tmp_path, FreezeCallback(bert(), "backbone"))
+    assert "another model than the callback was given" in refusal(run)
+
+
+@pytest.mark.parametrize("family", ["vit", "bert"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_all_that_learns_moves_under_gradient_checkpointing_or_it_is_refused(
+    family: str, reentrant: bool, tmp_path: Path
+) -> None:
+    """transformers makes the input of text models require a gradient, not of image models."""
+    torch.manual_seed(0)
+    model = FAMILIES[family].make()
+    run = trainer(model, family, tmp_path, FreezeCallback(model, 2))
+    run.args.activation_checkpointing = True
+    run.args.activation_checkpointing_kwargs = {"use_reentrant": reentrant}
+    if family == "vit" and reentrant:
+        said = refusal(run)
+        assert "learn nothing; set gradient_checkpointing_kwargs: {use_reentrant: false}" in said
+        return
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    before = copy(model)
+    run.train()
+    assert moved(before, model) == learning
+
+
+def test_frozen_layers_have_no_graph_under_gradient_checkpointing(tmp_path: Path) -> None:
+    """Not even the one that transformers starts at the embeddings for reentrant checkpointing."""
+    model = bert()
+    run = trainer(model, "bert", tmp_path, FreezeCallback(model, 3))
+    run.args.activation_checkpointing = True
+    graphs: list[bool] = []
+    layer = model.bert.encoder.layer[1]
+    layer.register_forward_hook(lambda *call: graphs.append(call[2].requires_grad))
+    run.train()
+    assert graphs == [False] * 3
+
+
+def test_mixed_flat_parameters_of_fsdp1_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = bert()
+    callback = FreezeCallback(model, "backbone")
+    whole = FreezeCallback(bert(), "none")
+    for version, original, refused in ((1, False, True), (1, True, False), (2, False, False)):
+        plugin = SimpleNamespace(fsdp_version=version, use_orig_params=original)
+        state = SimpleNamespace(fsdp_plugin=plugin, _shared_state={"one": 1})
+        monkeypatch.setattr(freeze_module, "_state", lambda state=state: state)
+        whole.on_init_end(*[None] * 3)  # type: ignore[arg-type]
+        if refused:
+            with pytest.raises(InputError, match="fsdp_use_orig_params: true"):
+                callback.on_init_end(*[None] * 3)  # type: ignore[arg-type]
+        else:
+            callback.on_init_end(*[None] * 3)  # type: ignore[arg-type]
+
+
+def test_training_goes_on_after_a_run_that_broke_off(tmp_path: Path) -> None:
+    class Breaks(TrainerCallback):
+        broken = False
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if not self.broken:
+                self.broken = True
+                raise KeyboardInterrupt
+
+    model = bert(hidden_dropout_prob=0.5)
+    run = trainer(model, "bert", tmp_path, FreezeCallback(model, "backbone"), Breaks())
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    run.train()
+    model.train()
+    assert all(module.training for module in model.modules())
+
+
+def test_adapters_that_are_frozen_below_leave_the_base_model_frozen(tmp_path: Path) -> None:
+    model = get_peft_model(bert(), LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+    run = trainer(model, "bert", tmp_path, FreezeCallback(model, 3))
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    last = "base_model.model.bert.encoder.layer.2.attention.self.query"
+    head = "base_model.model.classifier.modules_to_save.default"
+    assert learning == {
+        f"{last}.lora_A.default.weight",
+        f"{last}.lora_B.default.weight",
+        f"{head}.weight",
+        f"{head}.bias",
+    }
+    before = copy(model)
+    run.train()
+    assert moved(before, model) - {f"{last}.lora_A.default.weight"} == learning - {
+        f"{last}.lora_A.default.weight"
+    }
+
+
+def test_adapters_that_are_added_after_the_callback_are_refused(tmp_path: Path) -> None:
+    model = bert()
+    callback = FreezeCallback(model, 2)
+    adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+    assert "through another callback, PEFT" in refusal(trainer(adapted, "bert", tmp_path, callback))
+
+
+@pytest.mark.slow
+def test_replicas_are_bit_identical_and_what_would_drift_is_refused(tmp_path: Path) -> None:
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(TWO_CPU)]
+    script = [str(ROOT / "tests" / "freeze_launch.py"), str(tmp_path)]
+    own = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *launch, "--main_process_port", "0", *script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **own},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert [rank.pop("world") for rank in ranks] == [2, 2]
+    assert ranks[0]["a trainer each"] == ranks[1]["a trainer each"]
+    assert ranks[0]["unguarded"] != ranks[1]["unguarded"]  # what the stock Trainer does
+    for rank in ranks:
+        assert "the optimizer does not hold" in rank["old optimizer"]
+        assert "the replicas would drift apart" in rank["old wrapper"]

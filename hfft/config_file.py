@@ -1,0 +1,158 @@
+"""Reading and writing configs: a YAML file, overrides, and everything that is wrong with them."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from hfft import registry
+from hfft.complaints import explain
+from hfft.config import Config, Recipe, StageFields, StrategyConfig
+from hfft.errors import InputError
+from hfft.penalties.penalty import get as get_penalty
+from hfft.penalties.penalty import kinds, make_penalty
+from hfft.training_fields import check_choice, check_training
+from hfft.yaml_file import apply_override, read_yaml
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `key=value` overrides, and check every key and value.
+
+    Args:
+        path: the YAML file.
+        overrides: dotted assignments such as `training.max_steps=10`; values are YAML.
+
+    Raises:
+        InputError: with every problem found, each with its dotted path.
+    """
+    path = Path(path)
+    values = read_yaml(path)
+    misplaced: list[str] = []
+    for assignment in overrides:
+        try:
+            apply_override(values, assignment)
+        except InputError as error:
+            misplaced += error.messages
+    values.setdefault("output_dir", f"runs/{path.stem}")
+    problems: list[str] = []
+    config: Config | None = None
+    try:
+        config = Config.model_validate(values)
+        problems += _check_stages(config)
+    except ValidationError as error:
+        problems += explain(error, Config, ())
+    problems += _check_task_options(values.get("task"))
+    problems += check_training(values.get("training"))
+    if misplaced or problems or config is None:
+        raise InputError([*misplaced, *(f"{path}: {problem}" for problem in problems)])
+    return config
+
+
+def check_config(config: Config) -> None:
+    """Check what a Config made in Python has not been checked for: options and training fields.
+
+    Raises:
+        InputError: with every problem found.
+    """
+    problems = _check_stages(config)
+    problems += _check_task_options(config.task.model_dump())
+    problems += check_training(config.training)
+    if problems:
+        raise InputError(problems)
+
+
+def dump_config(config: Config) -> str:
+    """Return the YAML that `load_config` reads back as the same config."""
+    return yaml.safe_dump(config_values(config), sort_keys=False, allow_unicode=True)
+
+
+def config_values(config: Config) -> dict[str, Any]:
+    """Return what a config says, without the defaults it leaves out, as YAML has it."""
+    values = config.model_dump(mode="json", exclude_defaults=True)
+    return values | {"output_dir": config.output_dir, "seed": config.seed}
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the config's JSON Schema, with each task's and penalty's own options."""
+    schema = Config.model_json_schema()
+    definitions, sections = schema["$defs"], schema["properties"]
+    schema["required"] = [key for key in schema["required"] if key != "output_dir"]
+    tasks = {name: registry.get(name).Options for name in registry.entries()}
+    forms = _forms(definitions, "name", tasks, definitions.pop("TaskConfig"))
+    sections["task"] = {"anyOf": [{"enum": sorted(tasks)}, *forms]}
+    penalties = {kind: get_penalty(kind).Options for kind in kinds()}
+    forms = _forms(definitions, "kind", penalties, definitions["PenaltyConfig"])
+    definitions["PenaltyConfig"] = {"anyOf": forms}
+    sections["model"] = {"anyOf": [sections["model"], {"type": "string"}]}
+    sections["strategy"]["anyOf"].append({"enum": _names_of(StrategyConfig)})
+    baseline = sections["baselines"]
+    baseline["items"] = {"anyOf": [baseline["items"], {"enum": ["scratch", "frozen"]}]}
+    for form in definitions.values():
+        if "penalty" in form.get("properties", {}):  # one may stand for a list of one
+            form["properties"]["penalty"]["anyOf"].append({"$ref": "#/$defs/PenaltyConfig"})
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _forms(
+    definitions: dict[str, Any],
+    key: str,
+    options: Mapping[str, type[BaseModel]],
+    common: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Return a form for each registered name: what all have in common, and its own options."""
+    forms = []
+    for name, own in sorted(options.items()):
+        form = own.model_json_schema()
+        definitions.update(form.pop("$defs", {}))
+        properties = common["properties"] | form.get("properties", {}) | {key: {"const": name}}
+        required = [*common["required"], *form.get("required", [])]
+        forms.append({**form, "properties": properties, "required": required})
+    return forms
+
+
+def _names_of(strategies: Any) -> list[str]:
+    kinds = typing.get_args(typing.get_args(strategies)[0])
+    return [typing.get_args(kind.model_fields["name"].annotation)[0] for kind in kinds]
+
+
+def _check_task_options(task: object) -> list[str]:
+    task = {"name": task} if isinstance(task, str) else task
+    if not isinstance(task, dict) or not isinstance(task.get("name"), str):
+        return []  # the schema has said so already
+    try:
+        options = registry.get(task["name"]).Options
+    except InputError as error:
+        return [f"task: {message}" for message in error.messages]
+    try:
+        options.model_validate({key: value for key, value in task.items() if key != "name"})
+    except ValidationError as error:
+        return explain(error, options, ("task",))
+    return []
+
+
+def _check_stages(config: Config) -> list[str]:
+    """Check the schedules and penalties that stages name."""
+    sections: dict[str, Recipe | None] = {"strategy": config.strategy}
+    sections |= {f"stages.{number}": stage for number, stage in enumerate(config.stages or [])}
+    sections |= {f"baselines.{number}": one for number, one in enumerate(config.baselines)}
+    problems = []
+    for place, section in sections.items():
+        if section is not None and section.lr_scheduler_type is not None:
+            from transformers import SchedulerType
+
+            problems += check_choice(
+                f"{place}.lr_scheduler_type", section.lr_scheduler_type, SchedulerType | None
+            )
+        penalties = section.penalty or () if isinstance(section, StageFields) else ()
+        for number, penalty in enumerate(penalties):
+            own = f"{place}.penalty" + (f".{number}" if len(penalties) > 1 else "")
+            try:
+                make_penalty(penalty)
+            except InputError as error:
+                problems += [f"{own}.{message}" for message in error.messages]
+    return problems

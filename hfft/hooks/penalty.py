@@ -1,0 +1,234 @@
+"""Penalties toward the pretrained weights, in anybody's transformers Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hfft.complaints import explain
+from hfft.config import PenaltyConfig
+from hfft.errors import InputError
+from hfft.layers import find_layer_groups
+from hfft.penalties.coverage import Coverage, Strength, find_coverage, new_parameters
+from hfft.penalties.penalty import Attachment, Batches, Part, Setting, make_penalty
+from hfft.penalties.schedule import factor_at
+
+# What wrappers put into parameter names.
+_WRAPPERS = ("module.", "_orig_mod.", "_checkpoint_wrapped_module.")
+
+
+class PenaltyCallback(TrainerCallback):
+    """Add strength * R(theta, theta_s) to what a Trainer minimises.
+
+    The penalty acts once an optimizer step, on gradients that are accumulated, averaged over
+    processes, unscaled and clipped already: it is not clipped, `loss` in the log is L alone, and R
+    is logged as `KIND` beside `KIND_weighted`, which is strength times R.
+
+    Args:
+        model: the model the Trainer is given, unwrapped, after it was frozen as it will be.
+        kind: `l2_sp`, `euclidean`, `cosine`, `orthogonal`, `fisher`, `bss`, `delta`, `spd`, or
+            one that was registered.
+        strength: lambda, or name pattern to lambda.
+        source: theta_s: a Hub id or folder that the model's class loads, whose file is then shared
+            and not copied where training is on the CPU; or tensors by name; default: a copy of the
+            learning parameters as they are now.
+        batches: examples with labels, as the model's forward takes them; some kinds measure the
+            source on them (`fisher`, `delta`).
+        **options: `mode`, `schedule`, `end_factor`, `dtype`, and the kind's own.
+
+    Raises:
+        InputError: a wrong option or value, or nothing that the kind covers learns. Before the
+            first step: DeepSpeed and FSDP1, whose parameters are not the model's.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        kind: str,
+        strength: Strength,
+        *,
+        source: str | Path | Mapping[str, Tensor] | None = None,
+        batches: Batches = (),
+        **options: Any,
+    ) -> None:
+        try:
+            self.config = PenaltyConfig.model_validate(
+                {"kind": kind, "strength": strength, **options}
+            )
+        except ValidationError as error:
+            raise InputError(explain(error, PenaltyConfig, (kind,))) from error
+        self.penalty = make_penalty(self.config)
+        learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.coverage = find_coverage(
+            self.penalty,
+            strength,
+            {name: tuple(p.shape) for name, p in learning.items()},
+            new_parameters(model),
+            partial(find_layer_groups, model),
+        )
+        found = dict(learning) if source is None else _source(model, source)
+        missing = [name for name in self.coverage.to_source if name not in found]
+        if missing:
+            raise InputError(
+                f"source: has no {missing[0]} and {len(missing) - 1} more of the tensors that "
+                f"{kind} covers; give the source of this very model"
+            )
+        dtype = getattr(torch, self.config.dtype) if self.config.dtype else None
+        self._source = {
+            name: found[name].detach().to(dtype=dtype, copy=source is None)
+            for name in self.coverage.to_source
+        }
+        self.penalty.prepare(model, self._source, batches)
+        self._attachment: Attachment | None = None
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse what keeps the parameters elsewhere."""
+        if AcceleratorState._shared_state and (
+            AcceleratorState().distributed_type == DistributedType.DEEPSPEED
+        ):
+            raise InputError(
+                "penalty: DeepSpeed keeps its own copies of parameters and gradients, where a "
+                "penalty does not reach; launch with DDP or FSDP2"
+            )
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Hook the penalty to the optimizer and the model."""
+        self.on_init_end(args, state, control)  # for a callback that was added later
+        self._detach()
+        if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+            raise InputError(
+                "penalty: FSDP1 keeps parameters in flat pieces that have no source value; set "
+                "fsdp_version: 2 in the accelerate config"
+            )
+        scaler = getattr(optimizer, "scaler", None)
+        accumulated = _Accumulation(args, state, train_dataloader)
+        self._attachment = self.penalty.attach(
+            Setting(
+                model=model,
+                optimizer=_bare(optimizer),
+                parts=_parts(self.coverage, self._source, model),
+                mode=self.config.mode,
+                factor=lambda: factor_at(
+                    self.config.schedule,
+                    self.config.end_factor,
+                    state.global_step,
+                    state.max_steps,
+                ),
+                step=lambda: state.global_step,
+                loss_scale=lambda: (scaler.get_scale() if scaler else 1.0) / accumulated.count(),
+            )
+        )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Put R, and strength times R, beside the loss."""
+        if self._attachment is None or logs is None or "loss" not in logs:
+            return
+        value, weighted = self._attachment.value()
+        own = {self.config.kind: value, f"{self.config.kind}_weighted": weighted}
+        logs.update(own)
+        if state.log_history and "loss" in state.log_history[-1]:
+            state.log_history[-1].update(own)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let go of optimizer and model."""
+        self._detach()
+
+    def _detach(self) -> None:
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None
+
+
+class _Accumulation:
+    """How many micro-batches the current optimizer step is made of."""
+
+    def __init__(self, args: TrainingArguments, state: TrainerState, loader: Any) -> None:
+        self._state, self._each = state, args.gradient_accumulation_steps
+        try:
+            batches = len(loader)
+        except TypeError:  # an iterable data set, or none
+            batches = 0
+        self._steps = -(-batches // self._each)
+        self._last = batches % self._each or self._each
+
+    def count(self) -> int:
+        """Return it; the last step of an epoch may have fewer than the others."""
+        if self._steps and self._state.global_step % self._steps == self._steps - 1:
+            return self._last
+        return self._each
+
+
+def _parts(coverage: Coverage, source: Mapping[str, Tensor], model: nn.Module) -> list[Part]:
+    """Group what is covered by strength, with the parameters as training has them."""
+    own = {_bare_name(name): parameter for name, parameter in model.named_parameters()}
+    parts = []
+    for strengths, values in ((coverage.to_source, source), (coverage.to_zero, {})):
+        for strength in dict.fromkeys(strengths.values()):
+            names = tuple(
+                name for name, own_strength in strengths.items() if own_strength == strength
+            )
+            parts.append(
+                Part(
+                    strength,
+                    names,
+                    tuple(own[name] for name in names),
+                    tuple(values.get(name) for name in names),
+                )
+            )
+    return parts
+
+
+def _source(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return theta_s by name."""
+    if isinstance(source, Mapping):
+        return source
+    load = getattr(type(model), "from_pretrained", None)
+    if load is None:
+        raise InputError(
+            f"source: a {type(model).__name__} has no from_pretrained; give its tensors by name"
+        )
+    with torch.random.fork_rng():  # what the file lacks is drawn, and nobody must notice
+        return dict(load(source, config=model.config).named_parameters())
+
+
+def _bare_name(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "") if wrapper != "module." else name.removeprefix(wrapper)
+    return name
+
+
+def _bare(optimizer: Any) -> torch.optim.Optimizer:
+    """Return torch's own optimizer from under its wrappers."""
+    while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer

@@ -1,0 +1,89 @@
+"""The same for LoRA: theta = W0 + s B A, with W0 the frozen source, A (r, in), B (out, r).
+
+theta - source is s B A, and every sum and gradient follows from products with A or B on one side:
+none needs the dense (out, in) product, which is larger than the adapters by in / r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hfft.penalties.weights import Moments
+
+
+@dataclass(frozen=True)
+class Product:
+    """One adapted weight.
+
+    Attributes:
+        base: W0 as the matrix (out, in) that s B A is added to, frozen.
+        a: A, of shape (r, in).
+        b: B, of shape (out, r).
+        scale: s.
+    """
+
+    base: Tensor
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+class LowRank:
+    """Adapted weights; `variables` are their A and B, in turn."""
+
+    def __init__(self, products: Sequence[Product]) -> None:
+        self.products = list(products)
+        self.variables = [one for p in products for one in (p.a, p.b)]
+        self._ss: Tensor | None = None
+
+    def moments(self) -> Moments:
+        """Return the sums of `Moments` for each adapted weight.
+
+        |s B A|^2 = s^2 tr((B^T B)(A A^T)) and <W0, s B A> = s tr((B^T W0) A^T).
+        """
+        rows = []
+        for p in self.products:
+            a, b, base = p.a.detach(), p.b.detach(), p.base.detach()
+            dd = p.scale**2 * ((b.T @ b).double() * (a @ a.T).double()).sum()
+            sd = p.scale * ((b.T @ base).double() * a.double()).sum()
+            rows.append(torch.stack([dd, sd]))
+        if self._ss is None:
+            sizes = [p.base.detach().double().square().sum() for p in self.products]
+            self._ss = torch.stack(sizes) if sizes else torch.zeros(0, dtype=torch.float64)
+        dd, sd = (torch.stack(rows) if rows else self._ss.new_zeros(0, 2)).unbind(1)
+        return Moments(dd=dd, td=sd + dd, tt=self._ss + 2 * sd + dd, ss=self._ss)
+
+    def add(self, targets: Sequence[Tensor | None], a: Sequence[float], b: Sequence[float]) -> None:
+        """Add the gradients that `a[i] * theta + b[i] * d` has with respect to each A and B.
+
+        With D = u W0 + v s B A the dense gradient: s B^T D for A and s D A^T for B. As for
+        `Dense`, `a` and `b` have one number a variable: A's and B's may differ by learning rate.
+        """
+        for n, p in enumerate(self.products):
+            own_a, own_b = p.a.detach(), p.b.detach()
+            to_a, to_b = targets[2 * n], targets[2 * n + 1]
+            changes: list[tuple[Tensor | None, Tensor]] = []
+            if to_a is not None:
+                along, across = _dense(a[2 * n], b[2 * n], p.scale)
+                change = (own_b.T @ own_b) @ own_a * (across * p.scale)
+                if along:
+                    change.add_(own_b.T @ p.base, alpha=along * p.scale)
+                changes.append((to_a, change))
+            if to_b is not None:
+                along, across = _dense(a[2 * n + 1], b[2 * n + 1], p.scale)
+                change = own_b @ (own_a @ own_a.T) * (across * p.scale)
+                if along:
+                    change.add_(p.base @ own_a.T, alpha=along * p.scale)
+                changes.append((to_b, change))
+            for target, change in changes:  # both are computed before either weight moves
+                assert target is not None
+                target.add_(change)
+
+
+def _dense(a: float, b: float, scale: float) -> tuple[float, float]:
+    """Turn a theta + b d into multiples of W0 and of B A."""
+    return a, (a + b) * scale

@@ -1,0 +1,120 @@
+"""Batch spectral shrinkage on what a model's head is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from hfft.config import Section
+from hfft.errors import InputError
+from hfft.layers import find_layer_groups
+from hfft.penalties.activations import batch_spectral_shrinkage, pooled, precise, spread
+from hfft.penalties.injection import Injection, refuse_replicas
+from hfft.penalties.penalty import Batches, Penalty, Setting, register
+
+
+@register("bss")
+class BSS(Penalty):
+    """The k smallest singular values of a batch's features, squared (Chen et al. 2019).
+
+    The features are the input of the head's first layer: what runs first of the modules that hold
+    the head's parameters. That is after the dropout before it, where a model has one. Of
+    sequences and maps, (B, T, D) and (B, D, H, W), an example's row is the mean over places,
+    padding included: the paper's rows are examples too, its features pooled.
+
+    R is that of a micro-batch. With gradient accumulation, or on several processes, it is the mean
+    over micro-batches, which is not the R of all of them together: their size is a
+    hyperparameter, and it should be larger than k. Where fewer than k singular values exist R is
+    the squared norm of all features.
+    """
+
+    class Options(Section):
+        """What stands beside `kind` and `strength`."""
+
+        k: int = Field(1, gt=0, description="how many of the smallest singular values are shrunk")
+
+    modes = ("coupled",)
+    by_pattern = False
+
+    def __init__(self, options: BaseModel) -> None:
+        super().__init__(options)
+        self._head: tuple[str, ...] = ()
+
+    def prepare(self, model: nn.Module, source: Mapping[str, Tensor], batches: Batches) -> None:
+        """Find the head.
+
+        Raises:
+            InputError: the model has none, or nothing below it learns.
+        """
+        head = find_layer_groups(model).head.parameters
+        self._head = tuple(_modules_of(model, head))
+        if not self._head:
+            raise InputError(
+                f"penalty.kind: bss shrinks what a head is given, and {type(model).__name__} has "
+                f"no module of its own for the head; use delta, or a penalty on weights"
+            )
+        if not any(p.requires_grad and n not in head for n, p in model.named_parameters()):
+            raise InputError(
+                "penalty.kind: bss acts on what is below the head, and nothing there learns; let "
+                "more layers learn, or leave the penalty out"
+            )
+
+    def attach(self, setting: Setting) -> Shrinkage:
+        """Start to shrink."""
+        options: Any = self.options
+        return Shrinkage(setting, [setting.model.get_submodule(n) for n in self._head], options.k)
+
+
+class Shrinkage(Injection):
+    """Batch spectral shrinkage of what the first of some modules is given.
+
+    Args:
+        setting: where.
+        modules: the first of them to run is the one, from then on.
+        k: how many singular values.
+    """
+
+    def __init__(self, setting: Setting, modules: Sequence[nn.Module], k: int) -> None:
+        super().__init__(setting)
+        self._k = k
+        self._first: nn.Module | None = None
+        for module in modules:
+            self.hooks.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
+
+    def _before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        refuse_replicas(module)
+        # chosen for good: within a forward pass "first" would not hold when a checkpoint replays it
+        self._first = self._first or module
+        if module is not self._first:
+            return None
+        for place, value in enumerate(args):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return (*args[:place], self._shrunk(value), *args[place + 1 :]), kwargs
+        for name, value in kwargs.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return args, {**kwargs, name: self._shrunk(value)}
+        return None
+
+    def _shrunk(self, features: Tensor) -> Tensor:
+        def rule(features: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = batch_spectral_shrinkage(pooled(precise(features)), self._k)
+            return value, spread(gradient, features)
+
+        return self.inject(features, rule)
+
+
+def _modules_of(model: nn.Module, head: Sequence[str]) -> list[str]:
+    """Name the modules that have parameters of their own, and all of what they hold in the head."""
+    inside = set(head)
+    return [
+        path
+        for path, module in model.named_modules()
+        if path
+        and next(module.parameters(recurse=False), None) is not None
+        and all(f"{path}.{name}" in inside for name, _ in module.named_parameters())
+    ]

@@ -1,0 +1,152 @@
+"""Where the difference theta - source lives: whole tensors, parts of them, or low-rank products.
+
+A space gives the sums that a penalty needs, and adds multiples of its gradient to whatever it is
+told to: gradients, or the weights themselves. Work goes block by block, so that what is computed
+in between never takes the memory of a second model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from hfft.penalties.shards import local, sharded_like, summed
+from hfft.penalties.weights import Moments
+
+# elements: on a CPU, what is made of a block is still in the cache when it is read again
+_BLOCK = {"cpu": 2**17, "other": 2**25}
+
+
+class Dense:
+    """Weights and their source values, as they are or as this process's parts of them.
+
+    Args:
+        weights: the learning parameters.
+        source: their source values, whole or cut as the weights are; None stands for zeros.
+        importance: a factor for each element of the squared difference, as `source`; None: 1.
+        dtype: what the source values are kept in.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        source: Sequence[Tensor | None],
+        importance: Sequence[Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.variables = list(weights)
+        self.source = [
+            None if s is None else _beside(sharded_like(s, w), local(w), dtype)
+            for w, s in zip(weights, source, strict=True)
+        ]
+        self.importance = [
+            _beside(sharded_like(i, w), local(w), None)
+            for w, i in zip(weights, importance or (), strict=importance is not None)
+        ]
+        self._ss: Tensor | None = None
+
+    def moments(self) -> Moments:
+        """Return the sums, over all processes that hold parts."""
+        own = [
+            _sums(local(w), s, self.importance[n] if self.importance else None)
+            for n, (w, s) in enumerate(zip(self.variables, self.source, strict=True))
+        ]
+        if self._ss is None:  # the source never changes
+            pairs = zip(self.source, self.variables, strict=True)
+            self._ss = summed(_table([_size(s, w) for s, w in pairs], 1), self.variables)
+        table = torch.cat([summed(_table(own, 3), self.variables), self._ss], dim=1)
+        return Moments(*table.unbind(1))
+
+    def add(self, targets: Sequence[Tensor | None], a: Sequence[float], b: Sequence[float]) -> None:
+        """Add `a[i] * theta[i] + b[i] * (theta[i] - source[i])` to each target that is there."""
+        for n, (weight, target) in enumerate(zip(self.variables, targets, strict=True)):
+            if target is None or (a[n] == 0 and b[n] == 0):
+                continue
+            importance = self.importance[n] if self.importance else None
+            _add(local(target), local(weight), self.source[n], importance, a[n], b[n])
+
+
+def _beside(tensor: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Bring a tensor to a weight's device and memory layout; as it is where that is so already."""
+    tensor = tensor.detach().to(device=weight.device, dtype=dtype or tensor.dtype)
+    if tensor.stride() == weight.stride():
+        return tensor
+    return torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)
+
+
+def _blocks(*tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
+    """Cut tensors of one shape into blocks, flat where all lie in memory in one piece."""
+    first = tensors[0]
+    assert first is not None
+    size = _BLOCK.get(first.device.type, _BLOCK["other"])
+    if first.numel() <= size or not all(t is None or t.is_contiguous() for t in tensors):
+        yield tensors
+        return
+    pieces = [None if t is None else torch.split(t.view(-1), size) for t in tensors]
+    for n in range(-(-first.numel() // size)):
+        yield tuple(None if p is None else p[n] for p in pieces)
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _difference(weight: Tensor, source: Tensor | None) -> Tensor:
+    weight = _precise(weight)
+    return weight if source is None else weight - source
+
+
+def _sums(weight: Tensor, source: Tensor | None, importance: Tensor | None) -> Tensor:
+    """Return <d, d>, <theta, d> and <theta, theta>: float64, of shape (3,)."""
+    found = []
+    for w, s, i in _blocks(weight, source, importance):
+        assert w is not None
+        d, w = _difference(w, s).flatten(), _precise(w).flatten()
+        weighted = d if i is None else d * i.flatten()
+        found += [torch.dot(weighted, d), torch.dot(w, d), torch.dot(w, w)]
+    return torch.stack(found).double().view(-1, 3).sum(0)
+
+
+def _size(source: Tensor | None, weight: Tensor) -> Tensor:
+    """Return <source, source>: float64, of shape (1,)."""
+    if source is None:
+        return torch.zeros(1, dtype=torch.float64, device=weight.device)
+    flat = [_precise(s).flatten() for (s,) in _blocks(source) if s is not None]
+    return torch.stack([torch.dot(s, s) for s in flat]).double().sum(0, keepdim=True)
+
+
+def _table(rows: Sequence[Tensor], width: int) -> Tensor:
+    """Put rows together on the CPU: one wait for a device, however many rows."""
+    if not rows:
+        return torch.zeros(0, width, dtype=torch.float64)
+    return torch.stack([row.to(rows[0].device) for row in rows]).cpu()
+
+
+def _add(
+    target: Tensor,
+    weight: Tensor,
+    source: Tensor | None,
+    importance: Tensor | None,
+    a: float,
+    b: float,
+) -> None:
+    if target.numel() == 0:  # more processes than rows
+        return
+    is_move = a == 0 and importance is None and target.data_ptr() == weight.data_ptr()
+    if is_move and source is not None and source.dtype == weight.dtype:
+        target.lerp_(source, -b)  # reads and writes memory once
+        return
+    for out, w, s, i in _blocks(target, weight, source, importance):
+        assert out is not None
+        assert w is not None
+        d = _difference(w, s)
+        if i is not None:
+            d = d * i
+        if a == 0:
+            out.add_(d, alpha=b)
+        elif b == 0 or (s is None and i is None):  # then d is theta itself
+            out.add_(_precise(w), alpha=a + b)
+        else:  # target and weight may be the same tensor: read everything before writing
+            out.add_(d.add_(_precise(w), alpha=a / b), alpha=b)
