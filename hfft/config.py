@@ -24,6 +24,7 @@ from pydantic import (
 
 from hfft.complaints import explain
 from hfft.errors import InputError
+from hfft.lora_fields import check_lora
 from hfft.training_fields import check_choice, check_training
 from hfft.yaml_file import apply_override, read_yaml
 
@@ -127,6 +128,15 @@ class Stage(StageFields):
         Literal["none", "backbone"] | int | tuple[str, ...],
         BeforeValidator(_freeze),
     ] = Field("none", description="none, backbone, a number of groups from the input, or patterns")
+    lora: dict[str, Any] | None = Field(
+        None, description="an adapter on the frozen backbone: fields of peft.LoraConfig, and merge"
+    )
+
+    @model_validator(mode="after")
+    def _adapter_on_frozen_weights(self) -> Stage:
+        if self.lora is not None and self.freeze != "backbone":
+            raise ValueError("lora goes with freeze: backbone; the adapter learns in its place")
+        return self
 
 
 class Frozen(StageFields):
@@ -183,7 +193,20 @@ class LpFt(StageFields):
         return self
 
 
-StrategyConfig = Annotated[Frozen | Full | Gradual | LpFt, Field(discriminator="name")]
+class Lora(StageFields):
+    """Low-rank adapters beside the frozen weights, and the head (Hu et al. 2022).
+
+    Keys other than these are the fields of peft.LoraConfig.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    name: Literal["lora"]
+    merge: bool = Field(
+        False, description="add the adapter to the weights for good; default: keep it apart too"
+    )
+
+
+StrategyConfig = Annotated[Frozen | Full | Gradual | LpFt | Lora, Field(discriminator="name")]
 
 
 class Baseline(StageFields):
@@ -278,7 +301,7 @@ def load_config(path: str | Path, overrides: Sequence[str], task_options: TaskOp
     config: Config | None = None
     try:
         config = Config.model_validate(values)
-        problems += _check_schedules(config)
+        problems += _check_schedules(config) + _check_lora(config)
     except ValidationError as error:
         problems += explain(error, Config, ())
     problems += _check_task_options(values.get("task"), task_options)
@@ -294,7 +317,7 @@ def check_config(config: Config, task_options: TaskOptions) -> None:
     Raises:
         InputError: with every problem found.
     """
-    problems = _check_schedules(config)
+    problems = _check_schedules(config) + _check_lora(config)
     problems += _check_task_options(config.task.model_dump(), task_options)
     problems += check_training(config.training)
     if problems:
@@ -327,7 +350,7 @@ def json_schema(task_options: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
     sections = schema["properties"]
     sections["task"] = {"anyOf": forms}
     sections["model"] = {"anyOf": [sections["model"], {"type": "string"}]}
-    sections["strategy"]["anyOf"].append({"enum": ["frozen", "full", "gradual", "lp_ft"]})
+    sections["strategy"]["anyOf"].append({"enum": ["frozen", "full", "gradual", "lora", "lp_ft"]})
     baseline = sections["baselines"]
     baseline["items"] = {"anyOf": [baseline["items"], {"enum": ["scratch", "frozen"]}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
@@ -346,6 +369,18 @@ def _check_task_options(task: object, task_options: TaskOptions) -> list[str]:
     except ValidationError as error:
         return explain(error, options, ("task",))
     return []
+
+
+def _check_lora(config: Config) -> list[str]:
+    """Check what is peft's among the options of strategy lora, and in stages."""
+    problems: list[str] = []
+    if isinstance(config.strategy, Lora):
+        beside = Lora.model_fields
+        problems += check_lora("strategy", config.strategy.model_extra or {}, beside)
+    for number, stage in enumerate(config.stages or []):
+        if stage.lora is not None:
+            problems += check_lora(f"stages.{number}.lora", stage.lora)
+    return problems
 
 
 def _check_schedules(config: Config) -> list[str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from hfft import registry
+from hfft.adapters import inject
 from hfft.arguments import OF_STAGE, rehearse
 from hfft.complaints import nearest
 from hfft.config import Baseline, Config, Full, Stage, StageFields
@@ -38,6 +40,7 @@ class PlannedStage:
     steps: int
     trainable_parameters: int
     total_parameters: int
+    groups: LayerGroups  # with the adapter, where the stage has one
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def make_plan(config: Config) -> Plan:
     check_shapes(config.model, model)
     groups = find_layer_groups(model)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    planner = _Planner(config, groups, sizes, len(data.splits["train"]))
+    planner = _Planner(config, groups, model, len(data.splits["train"]))
     main = planner.main()
     baselines = tuple(planner.baseline(baseline, main) for baseline in config.baselines)
     planner.problems += _check_best(config, task)
@@ -122,7 +125,7 @@ def make_plan(config: Config) -> Plan:
         sizes=sizes,
         main=main,
         baselines=baselines,
-        notes=[*data.notes, *_hardware_notes(config)],
+        notes=[*data.notes, *dict.fromkeys(planner.notes), *_hardware_notes(config)],
     )
 
 
@@ -139,13 +142,14 @@ class _Planner:
     """Turns stages into planned stages, gathering every problem on the way."""
 
     def __init__(
-        self, config: Config, groups: LayerGroups, sizes: Mapping[str, int], examples: int
+        self, config: Config, groups: LayerGroups, model: PreTrainedModel, examples: int
     ) -> None:
-        self.config, self.groups, self.sizes = config, groups, sizes
+        self.config, self.groups, self.model = config, groups, model
         self.steps_per_epoch = steps_per_epoch(
             examples, config.training, join_processes().num_processes
         )
         self.problems: list[str] = []
+        self.notes: list[str] = []
 
     def main(self) -> Trial:
         total = self.config.training.get("num_train_epochs")
@@ -186,6 +190,7 @@ class _Planner:
 
     def _trial(self, name: str, stages: list[Stage], place: str, *, capped: bool = True) -> Trial:
         planned = [self._plan(stage, place.format(i), capped) for i, stage in enumerate(stages)]
+        self.problems += _check_merges(stages, planned, place)
         return Trial(name, tuple(stage for stage in planned if stage is not None))
 
     def _plan(self, stage: Stage, place: str, capped: bool) -> PlannedStage | None:
@@ -194,14 +199,14 @@ class _Planner:
             stage.learning_rate, training.get("learning_rate"), default=DEFAULT_LEARNING_RATE
         )
         try:
-            frozen = self.groups.frozen(stage.freeze)
+            groups, frozen, sizes = self._adapted(stage)
             learning_rates(
-                self.groups,
+                groups,
                 rate,
                 layer_decay=stage.layer_decay,
                 head_multiplier=stage.head_multiplier,
             )
-            trainable = sum(size for name, size in self.sizes.items() if name not in frozen)
+            trainable = sum(size for name, size in sizes.items() if name not in frozen)
             if not trainable:
                 raise InputError("freeze: leaves nothing to learn")
         except InputError as error:
@@ -218,8 +223,47 @@ class _Planner:
             epochs=steps / self.steps_per_epoch,
             steps=steps,
             trainable_parameters=trainable,
-            total_parameters=sum(self.sizes.values()),
+            total_parameters=sum(sizes.values()),
+            groups=groups,
         )
+
+    def _adapted(self, stage: Stage) -> tuple[LayerGroups, frozenset[str], dict[str, int]]:
+        """Return groups, what is frozen, and sizes, with the stage's adapter put in."""
+        model, groups, learning = self.model, self.groups, frozenset[str]()
+        if stage.lora is not None:
+            model = copy.deepcopy(model)
+            try:
+                adapter = inject(model, stage.lora, groups.head.parameters, seed=0)
+            except InputError as error:
+                within = "" if self.config.stages is None else "lora."
+                raise InputError([f"{within}{message}" for message in error.messages]) from error
+            self.notes += adapter.notes
+            groups, learning = find_layer_groups(model), adapter.learning
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        return groups, groups.frozen(stage.freeze) - learning, sizes
+
+
+def _check_merges(stages: list[Stage], planned: list[PlannedStage | None], place: str) -> list[str]:
+    """Check that an adapter kept apart is one of the source, and of the model in the end."""
+    problems = []
+    source_left = False
+    for number, (stage, made) in enumerate(zip(stages, planned, strict=True)):
+        if made is None:
+            continue
+        kept = stage.lora is not None and not stage.lora.get("merge", False)
+        if kept and (source_left or number < len(stages) - 1):
+            why = (
+                "the stages before it change the weights that it adds to"
+                if source_left
+                else "the stages after it go on from the merged weights"
+            )
+            problems.append(
+                f"{place.format(number)}.lora.merge: the adapter can't be kept apart from the "
+                f"weights: {why}; set merge: true"
+            )
+        body = set(made.groups.distance_to_head()) - set(made.groups.head.parameters)
+        source_left = source_left or stage.lora is not None or bool(body - made.frozen)
+    return problems
 
 
 def _first(*values: float | None, default: float) -> float:
