@@ -84,6 +84,28 @@ def test_two_processes_equal_one_and_each_other(
     assert environment["num_processes"] == 2
 
 
+def test_two_processes_train_the_adapter_of_one(
+    tmp_path: Path, vit_folder: Path, image_folder: Path
+) -> None:
+    model = still_vit(vit_folder, tmp_path / "model")
+    adapter = {"freeze": "backbone", "epochs": 1, "learning_rate": 1e-2}
+    stages = [
+        {"name": "first", **adapter, "lora": {"r": 2, "merge": True}},
+        {"name": "second", **adapter, "lora": {"r": 4, "merge": True}},
+        {"name": "all", "epochs": 1},
+    ]
+    config = write_config(tmp_path / "c.yaml", model, image_folder, stages=stages)
+    hfft.train(config)
+    two = [f"output_dir={tmp_path / 'two'}", "training.per_device_train_batch_size=3"]
+    run(accelerate(ROOT / "tests" / "hashed_launch.py", tmp_path, config, *two))
+    ranks = [(tmp_path / f"rank{rank}.jsonl").read_text() for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    assert ranks[0].count('"world": 2') == 3
+    first, second = losses(tmp_path / "run"), losses(tmp_path / "two")
+    assert [e[3] for e in first] == pytest.approx([e[3] for e in second], abs=1e-5)
+    assert largest_difference(tmp_path / "run", tmp_path / "two") < 1e-4
+
+
 def test_replicas_with_batchnorm_are_bit_identical(
     tmp_path: Path, timm_folder: Path, image_folder: Path
 ) -> None:
