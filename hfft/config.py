@@ -163,6 +163,15 @@ class Stage(StageFields):
         Literal["none", "backbone"] | int | tuple[str, ...],
         BeforeValidator(_freeze),
     ] = Field("none", description="none, backbone, a number of groups from the input, or patterns")
+    lora: dict[str, Any] | None = Field(
+        None, description="an adapter on the frozen backbone: fields of peft.LoraConfig, and merge"
+    )
+
+    @model_validator(mode="after")
+    def _adapter_on_frozen_weights(self) -> Stage:
+        if self.lora is not None and self.freeze != "backbone":
+            raise ValueError("lora goes with freeze: backbone; the adapter learns in its place")
+        return self
 
 
 class Frozen(StageFields):
@@ -219,7 +228,20 @@ class LpFt(StageFields):
         return self
 
 
-StrategyConfig = Annotated[Frozen | Full | Gradual | LpFt, Field(discriminator="name")]
+class Lora(StageFields):
+    """Low-rank adapters beside the frozen weights, and the head (Hu et al. 2022).
+
+    Keys other than these are the fields of peft.LoraConfig.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    name: Literal["lora"]
+    merge: bool = Field(
+        False, description="add the adapter to the weights for good; default: keep it apart too"
+    )
+
+
+StrategyConfig = Annotated[Frozen | Full | Gradual | LpFt | Lora, Field(discriminator="name")]
 
 
 class Baseline(Recipe):

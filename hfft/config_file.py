@@ -12,8 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from hfft import registry
 from hfft.complaints import explain
-from hfft.config import Config, Recipe, StageFields, StrategyConfig
+from hfft.config import Config, Lora, Recipe, StageFields, StrategyConfig
 from hfft.errors import InputError
+from hfft.lora_fields import check_lora
 from hfft.penalties.penalty import get as get_penalty
 from hfft.penalties.penalty import kinds, make_penalty
 from hfft.training_fields import check_choice, check_training
@@ -43,7 +44,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     config: Config | None = None
     try:
         config = Config.model_validate(values)
-        problems += _check_stages(config)
+        problems += _check_stages(config) + _check_lora(config)
     except ValidationError as error:
         problems += explain(error, Config, ())
     problems += _check_task_options(values.get("task"))
@@ -59,7 +60,7 @@ def check_config(config: Config) -> None:
     Raises:
         InputError: with every problem found.
     """
-    problems = _check_stages(config)
+    problems = _check_stages(config) + _check_lora(config)
     problems += _check_task_options(config.task.model_dump())
     problems += check_training(config.training)
     if problems:
@@ -133,6 +134,18 @@ def _check_task_options(task: object) -> list[str]:
     except ValidationError as error:
         return explain(error, options, ("task",))
     return []
+
+
+def _check_lora(config: Config) -> list[str]:
+    """Check what is peft's among the options of strategy lora, and in stages."""
+    problems: list[str] = []
+    if isinstance(config.strategy, Lora):
+        beside = Lora.model_fields
+        problems += check_lora("strategy", config.strategy.model_extra or {}, beside)
+    for number, stage in enumerate(config.stages or []):
+        if stage.lora is not None:
+            problems += check_lora(f"stages.{number}.lora", stage.lora)
+    return problems
 
 
 def _check_stages(config: Config) -> list[str]:

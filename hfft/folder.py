@@ -26,11 +26,15 @@ _OURS = (
     "log.jsonl",
     "checkpoints",
     "model",
+    "adapter",
     "per_class.csv",
     "confusion_matrix.png",
     "environment.json",  # what tells a run from other people's files: written first, removed last
 )
-_PACKAGES = ("hfft", "torch", "transformers", "accelerate", "timm", "datasets", "safetensors")
+_PACKAGES = (
+    *("hfft", "torch", "transformers", "accelerate", "timm", "datasets", "safetensors"),
+    "peft",  # of strategy lora, where it is installed
+)
 
 
 class RunFolder:
@@ -48,6 +52,7 @@ class RunFolder:
         self.log = self.path / "log.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.adapter = self.path / "adapter"
 
     def check(self, config: Config, processes: int, *, resume: bool, overwrite: bool) -> None:
         """Make sure that nothing of another run can be lost.

@@ -48,6 +48,7 @@ def write_card(folder: Path, plan: Plan, metrics: dict[str, Any]) -> None:
                 for stage in metrics["stages"]
             ]
         ),
+        *_adapters(plan),
         f"Classes: {', '.join(plan.labels[:50])}{' …' if len(plan.labels) > 50 else ''}",
     ]
     card = ModelCard(f"---\n{data_card.to_yaml()}\n---\n\n" + "\n\n".join(lines) + "\n")
@@ -80,6 +81,21 @@ def push(run: Path, repo_id: str, *, private: bool) -> str:
             f"is intact in {folder}; when the cause is mended: hfft push {run} {repo_id}"
         ) from error
     return f"{api.endpoint}/{repo_id}"
+
+
+def _adapters(plan: Plan) -> list[str]:
+    """Say which stages trained an adapter and with which options."""
+    told = []
+    for stage in (planned.stage for planned in plan.main.stages):
+        if stage.lora is not None:
+            options = {"r": 8, **stage.lora}  # peft's own default
+            merged = options.pop("merge", False)
+            given = ", ".join(f"{key}: {value}" for key, value in options.items())
+            told.append(
+                f"Stage {stage.name} trained LoRA ({given}) on the frozen network; it is merged "
+                f"into the weights here{'' if merged else ', and kept apart in the run folder'}."
+            )
+    return told
 
 
 def _name(reference: str) -> str:

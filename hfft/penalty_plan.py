@@ -15,7 +15,7 @@ from hfft.errors import InputError
 from hfft.hooks.mixout import covered_layers as mixed_layers
 from hfft.hooks.stochnorm import covered_layers as normalising_layers
 from hfft.layers import LayerGroups
-from hfft.penalties.coverage import Coverage, find_coverage
+from hfft.penalties.coverage import Coverage, find_coverage, learning_weights
 from hfft.penalties.penalty import make_penalty
 
 
@@ -55,45 +55,27 @@ class HeldModel:
         found = []
         for place, config in _placed(stage.penalty or ()):
             try:
-                coverage = self._coverage(config, frozen)
+                coverage = self.coverage(config, frozen)
                 found.append(PlannedPenalty(config, coverage, self._data(config)))
             except InputError as error:
                 problems += [f"{place}.{message}" for message in error.messages]
         for place in ("mixout", "stochnorm"):
             try:
-                self._check(place, getattr(stage, place), frozen)
+                self.check(place, getattr(stage, place), frozen)
             except InputError as error:
                 problems += error.messages
         if problems:
             raise InputError(problems)
         return found
 
-    def where_they_apply(
-        self, stages: Sequence[Stage], frozen: Sequence[Collection[str]]
-    ) -> list[Stage]:
-        """Leave out of a strategy's stages what covers nothing that learns in them.
-
-        A strategy's penalty is for all of its stages; in some (a head alone) there is nothing to
-        hold.
+    def coverage(self, config: PenaltyConfig, frozen: Collection[str]) -> Coverage:
+        """Return which tensors a penalty covers.
 
         Raises:
-            InputError: there is nothing to hold in any of them.
+            InputError: a pattern that matches nothing, or nothing that it covers learns.
         """
-        kept = list(stages)
-        for place, config in _placed(stages[0].penalty or ()):
-            for n in _failing(partial(self._coverage, config), frozen, f"{place}."):
-                left = tuple(one for one in kept[n].penalty or () if one != config)
-                kept[n] = kept[n].model_copy(update={"penalty": left or None})
-        for field in ("mixout", "stochnorm"):
-            share = getattr(stages[0], field)
-            for n in _failing(partial(self._check, field, share), frozen, ""):
-                kept[n] = kept[n].model_copy(update={field: None})
-        return kept
-
-    def _coverage(self, config: PenaltyConfig, frozen: Collection[str]) -> Coverage:
-        learning = {
-            name: tuple(p.shape) for name, p in self.model.named_parameters() if name not in frozen
-        }
+        with _learning(self.model, frozen):
+            learning = learning_weights(self.model)
         penalty = make_penalty(config)
         return find_coverage(penalty, config.strength, learning, self.new, lambda: self.groups)
 
@@ -106,7 +88,12 @@ class HeldModel:
                 [f"data: {message.removeprefix('--data: ')}" for message in error.messages]
             ) from error
 
-    def _check(self, field: str, share: float | None, frozen: Collection[str]) -> None:
+    def check(self, field: str, share: float | None, frozen: Collection[str]) -> None:
+        """Check `mixout` or `stochnorm`.
+
+        Raises:
+            InputError: it covers nothing that learns.
+        """
         if share is None:
             return
         with _learning(self.model, frozen):
@@ -117,23 +104,59 @@ class HeldModel:
                 normalising_layers(self.model, share)
 
 
+def where_they_apply(
+    stages: Sequence[Stage], models: Sequence[tuple[HeldModel, Collection[str]]]
+) -> list[Stage]:
+    """Leave out of a strategy's stages what covers nothing that learns in them.
+
+    A strategy's penalty is for all of its stages; in some (a head alone) there is nothing to hold.
+
+    Args:
+        stages: the stages, alike in what holds them.
+        models: for each its model, and what is frozen.
+
+    Raises:
+        InputError: there is nothing to hold in any of them.
+    """
+    kept = list(stages)
+    for place, config in _placed(stages[0].penalty or ()):
+        for n in _failing(partial(_cover, config), models, f"{place}."):
+            left = tuple(one for one in kept[n].penalty or () if one != config)
+            kept[n] = kept[n].model_copy(update={"penalty": left or None})
+    for field in ("mixout", "stochnorm"):
+        share = getattr(stages[0], field)
+        for n in _failing(partial(_check, field, share), models, ""):
+            kept[n] = kept[n].model_copy(update={field: None})
+    return kept
+
+
 def _placed(penalties: Sequence[PenaltyConfig]) -> Iterator[tuple[str, PenaltyConfig]]:
     """Name the place of each of a stage's penalties."""
     for number, config in enumerate(penalties):
         yield "penalty" if len(penalties) == 1 else f"penalty.{number}", config
 
 
+def _cover(config: PenaltyConfig, held: HeldModel, frozen: Collection[str]) -> None:
+    held.coverage(config, frozen)
+
+
+def _check(field: str, share: float | None, held: HeldModel, frozen: Collection[str]) -> None:
+    held.check(field, share, frozen)
+
+
 def _failing(
-    check: Callable[[Collection[str]], object], frozen: Sequence[Collection[str]], place: str
+    check: Callable[[HeldModel, Collection[str]], object],
+    models: Sequence[tuple[HeldModel, Collection[str]]],
+    place: str,
 ) -> list[int]:
     """Return the numbers of the stages that a check fails in; raise where it fails in all."""
     failing = []
-    for number, names in enumerate(frozen):
+    for number, (held, frozen) in enumerate(models):
         try:
-            check(names)
+            check(held, frozen)
         except InputError as error:
             failing.append(number)
-            if len(failing) == len(frozen):
+            if len(failing) == len(models):
                 raise InputError([f"{place}{message}" for message in error.messages]) from error
     return failing
 

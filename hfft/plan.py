@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from transformers import PretrainedConfig
 
 from hfft import registry
+from hfft.adapters import inject
 from hfft.arguments import OF_STAGE, rehearse
 from hfft.complaints import nearest
 from hfft.config import Baseline, Config, Full, Recipe, Stage
@@ -19,7 +21,7 @@ from hfft.data import LoadedData, load_data, load_split
 from hfft.errors import InputError
 from hfft.layers import LayerGroups, find_layer_groups
 from hfft.optim import learning_rates
-from hfft.penalty_plan import HeldModel, PlannedPenalty
+from hfft.penalty_plan import HeldModel, PlannedPenalty, where_they_apply
 from hfft.processes import has_accelerator, join_processes
 from hfft.source import check_shapes, head_is_new, read_model_config, skeleton
 from hfft.strategies import DEFAULT_EPOCHS, expand
@@ -41,6 +43,7 @@ class PlannedStage:
     steps: int
     trainable_parameters: int
     total_parameters: int
+    groups: LayerGroups  # with the adapter, where the stage has one
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def make_plan(config: Config) -> Plan:
     new = groups.head.parameters if head_is_new(config.model, model, groups.head.parameters) else ()
     read = partial(load_split, split=None, columns=task.columns, labels=None)
     held = HeldModel(model, groups, frozenset(new), read)
-    planner = _Planner(config, held, sizes, len(data.splits["train"]))
+    planner = _Planner(config, held, len(data.splits["train"]))
     main = planner.main()
     baselines = tuple(planner.baseline(baseline, main) for baseline in config.baselines)
     planner.problems += _check_best(config, task)
@@ -128,7 +131,7 @@ def make_plan(config: Config) -> Plan:
         sizes=sizes,
         main=main,
         baselines=baselines,
-        notes=[*data.notes, *_hardware_notes(config)],
+        notes=[*data.notes, *dict.fromkeys(planner.notes), *_hardware_notes(config)],
     )
 
 
@@ -144,15 +147,13 @@ def _check_best(config: Config, task: Task) -> list[str]:
 class _Planner:
     """Turns stages into planned stages, gathering every problem on the way."""
 
-    def __init__(
-        self, config: Config, held: HeldModel, sizes: Mapping[str, int], examples: int
-    ) -> None:
-        self.config, self.held, self.sizes = config, held, sizes
-        self.groups = held.groups
+    def __init__(self, config: Config, held: HeldModel, examples: int) -> None:
+        self.config, self.held, self.groups = config, held, held.groups
         self.steps_per_epoch = steps_per_epoch(
             examples, config.training, join_processes().num_processes
         )
         self.problems: list[str] = []
+        self.notes: list[str] = []
 
     def main(self) -> Trial:
         total = self.config.training.get("num_train_epochs")
@@ -165,8 +166,7 @@ class _Planner:
             self.problems += error.messages
             return Trial("main", ())
         try:
-            frozen = [self.groups.frozen(stage.freeze) for stage in stages]
-            stages = self.held.where_they_apply(stages, frozen)
+            stages = where_they_apply(stages, [self._adapted(stage) for stage in stages])
         except InputError as error:
             self.problems += [f"strategy.{message}" for message in error.messages]
             return Trial("main", ())
@@ -199,6 +199,7 @@ class _Planner:
 
     def _trial(self, name: str, stages: list[Stage], place: str, *, capped: bool = True) -> Trial:
         planned = [self._plan(stage, place.format(i), capped) for i, stage in enumerate(stages)]
+        self.problems += _check_merges(stages, planned, place)
         return Trial(name, tuple(stage for stage in planned if stage is not None))
 
     def _plan(self, stage: Stage, place: str, capped: bool) -> PlannedStage | None:
@@ -207,17 +208,18 @@ class _Planner:
             stage.learning_rate, training.get("learning_rate"), default=DEFAULT_LEARNING_RATE
         )
         try:
-            frozen = self.groups.frozen(stage.freeze)
+            held, frozen = self._adapted(stage)
             learning_rates(
-                self.groups,
+                held.groups,
                 rate,
                 layer_decay=stage.layer_decay,
                 head_multiplier=stage.head_multiplier,
             )
-            trainable = sum(size for name, size in self.sizes.items() if name not in frozen)
+            sizes = {name: p.numel() for name, p in held.model.named_parameters()}
+            trainable = sum(size for name, size in sizes.items() if name not in frozen)
             if not trainable:
                 raise InputError("freeze: leaves nothing to learn")
-            penalties = self.held.penalties(stage, frozen)
+            penalties = held.penalties(stage, frozen)
         except InputError as error:
             self.problems += [f"{place}.{message}" for message in error.messages]
             return None
@@ -233,8 +235,47 @@ class _Planner:
             epochs=steps / self.steps_per_epoch,
             steps=steps,
             trainable_parameters=trainable,
-            total_parameters=sum(self.sizes.values()),
+            total_parameters=sum(sizes.values()),
+            groups=held.groups,
         )
+
+    def _adapted(self, stage: Stage) -> tuple[HeldModel, frozenset[str]]:
+        """Return the model with the stage's adapter put in, and what of it is frozen."""
+        held, learning = self.held, frozenset[str]()
+        if stage.lora is not None:
+            model = copy.deepcopy(held.model)
+            try:
+                adapter = inject(model, stage.lora, self.groups.head.parameters, seed=0)
+            except InputError as error:
+                within = "" if self.config.stages is None else "lora."
+                raise InputError([f"{within}{message}" for message in error.messages]) from error
+            self.notes += [note for note in adapter.notes if note not in self.notes]
+            learning = adapter.learning
+            held = replace(held, model=model, groups=find_layer_groups(model))
+        return held, held.groups.frozen(stage.freeze) - learning
+
+
+def _check_merges(stages: list[Stage], planned: list[PlannedStage | None], place: str) -> list[str]:
+    """Check that an adapter kept apart is one of the source, and of the model in the end."""
+    problems = []
+    source_left = False
+    for number, (stage, made) in enumerate(zip(stages, planned, strict=True)):
+        if made is None:
+            continue
+        kept = stage.lora is not None and not stage.lora.get("merge", False)
+        if kept and (source_left or number < len(stages) - 1):
+            why = (
+                "the stages before it change the weights that it adds to"
+                if source_left
+                else "the stages after it go on from the merged weights"
+            )
+            problems.append(
+                f"{place.format(number)}.lora.merge: the adapter can't be kept apart from the "
+                f"weights: {why}; set merge: true"
+            )
+        body = set(made.groups.distance_to_head()) - set(made.groups.head.parameters)
+        source_left = source_left or stage.lora is not None or bool(body - made.frozen)
+    return problems
 
 
 def _first(*values: float | None, default: float) -> float:

@@ -225,6 +225,11 @@ def _check_folder(source: ModelConfig) -> None:
         inner = folder / "model" / "config.json"
         hint = f"; did you mean {inner.parent}?" if inner.is_file() else ""
         raise InputError(f"model: {folder} is no model folder: it has no config.json{hint}")
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"model: {folder} holds an adapter beside its weights; merge it into them first "
+            f"(peft's merge_and_unload), or remove adapter_config.json to start without it"
+        )
     weights = list(folder.glob("*.safetensors"))
     for path in weights:
         try:

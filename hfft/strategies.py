@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from hfft.complaints import nearest
-from hfft.config import Frozen, Full, Gradual, LpFt, Stage, StageFields, StrategyConfig
+from hfft.config import Frozen, Full, Gradual, Lora, LpFt, Stage, StageFields, StrategyConfig
 from hfft.errors import InputError
 from hfft.layers import LayerGroups
 
@@ -39,6 +39,9 @@ def expand(
             return _lp_ft(strategy, total_epochs)
         case Gradual():
             return _gradual(strategy, groups, total_epochs)
+        case Lora():
+            lora = {**(strategy.model_extra or {}), **({"merge": True} if strategy.merge else {})}
+            return [_stage(strategy, name="lora", freeze="backbone", lora=lora)]
 
 
 def _stage(options: StageFields, **fields: Any) -> Stage:

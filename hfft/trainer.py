@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_model
+from safetensors.torch import save_file, save_model
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
@@ -34,6 +34,8 @@ class StageTrainer(Trainer):
         carried: the earlier stage's optimizer state by parameter name.
         span: `(before, whole)` in optimizer steps, for a schedule over the whole run; None for a
             schedule of the stage's own.
+        adapted: whether an adapter learns; checkpoints then leave out the frozen weights, which
+            are those that the stage starts from.
         **trainer: transformers.Trainer's own arguments.
 
     Raises:
@@ -46,10 +48,12 @@ class StageTrainer(Trainer):
         rates: Mapping[str, float],
         carried: OptimizerState,
         span: tuple[int, int] | None = None,
+        adapted: bool = False,
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
         self._rates, self._carried, self._span = rates, carried, span
+        self._adapted = adapted
         self.remove_callback(PrinterCallback)  # it prints to standard output
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise InputError(
@@ -128,7 +132,18 @@ class StageTrainer(Trainer):
             return
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
-        save_model(self._bare_model(), str(folder / "model.safetensors"))
+        model, path = self._bare_model(), str(folder / "model.safetensors")
+        if self._adapted:
+            frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+            every = model.state_dict()
+            save_file({n: t.contiguous() for n, t in every.items() if n not in frozen}, path)
+        else:
+            save_model(model, path)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Say nothing of the frozen weights that an adapter's checkpoint leaves out."""
+        if not self._adapted or load_result.unexpected_keys:
+            super()._issue_warnings_after_load(load_result)
 
     def optimizer_state(self) -> OptimizerState:
         """Return what the next stage may carry on with, by parameter name."""

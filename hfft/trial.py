@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
+from hfft.adapters import inject, merge, save_adapter, unmoved
 from hfft.arguments import training_arguments
 from hfft.checkpoints import (
     SealCallback,
@@ -85,7 +86,8 @@ class TrialRun:
                 del trainer
                 gc.collect()  # the old distributed wrapper's hooks go with it
             trainer, stage = self._run_stage(number, model, state)
-            state = trainer.optimizer_state()
+            names = {name for name, _ in model.named_parameters()}  # without a merged adapter's
+            state = {n: s for n, s in trainer.optimizer_state().items() if n in names}
             finished.append(stage)
             if self.processes.is_main_process:
                 self._checkpoints(number).finish(model, state, stage)
@@ -137,6 +139,9 @@ class TrialRun:
         """Train one stage, from its newest checkpoint where there is one."""
         planned, checkpoints = self.trial.stages[number], self._checkpoints(number)
         stage = planned.stage
+        if stage.lora is not None:
+            head, seed = self.plan.groups.head.parameters, self.plan.config.seed + number
+            inject(model, stage.lora, head, seed=seed)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in planned.frozen)
         newest = checkpoints.newest()
@@ -162,7 +167,7 @@ class TrialRun:
         )
         started = time.monotonic()
         try:
-            with kept_in_eval(model):
+            with kept_in_eval(model, adapted=stage.lora is not None):
                 trainer.train(resume_from_checkpoint=str(newest) if newest else None)
         except NonFiniteLossError as error:
             raise RunFailedError(self._what_is_left(error, number)) from error
@@ -170,7 +175,7 @@ class TrialRun:
         steps = trainer.state.global_step
         examples = (steps - first_step) * trainer.args.train_batch_size
         examples *= trainer.args.gradient_accumulation_steps * self.processes.num_processes
-        return trainer, {
+        result = {
             "name": stage.name,
             "epochs": round(trainer.state.epoch or 0.0, 4),
             "steps": steps,
@@ -181,6 +186,26 @@ class TrialRun:
             "feature_cache": None,
             "eval": self._eval_of(trainer),
         }
+        if stage.lora is not None:
+            self._merge(model, stage.name, keep=not stage.lora.get("merge", False))
+        return trainer, result
+
+    def _merge(self, model: PreTrainedModel, name: str, *, keep: bool) -> None:
+        """Add a stage's adapter to the weights; keep it apart too, if asked."""
+        if still := unmoved(model):
+            logger.warning(
+                f"{name}: {len(still)} adapted layers did not learn, first {still[0]}: the "
+                f"model uses their weights in another way than by calling them"
+            )
+        if keep and self.processes.is_main_process:
+            source, folder = self.plan.config.model, self.folder.adapter
+            partial = folder.with_name("adapter.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            head = self.plan.groups.head.parameters
+            save_adapter(model, partial, base=source.name, revision=source.revision, head=head)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        merge(model)
 
     def _what_is_left(self, error: Exception, number: int) -> str:
         """Say what broke, and which state is the last good one."""
@@ -303,13 +328,14 @@ class TrialRun:
         train = self._examples("train", number)
         return StageTrainer(
             rates=learning_rates(
-                self.plan.groups,
+                planned.groups,
                 planned.learning_rate,
                 layer_decay=stage.layer_decay,
                 head_multiplier=stage.head_multiplier,
             ),
             carried=carried,
             span=(sum(steps[:number]), sum(steps)) if config.schedule == "run" else None,
+            adapted=stage.lora is not None,
             model=model,
             args=training_arguments(config, planned, folder, seed=config.seed + number),
             train_dataset=train,

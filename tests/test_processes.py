@@ -15,7 +15,7 @@ import pytest
 
 import hfft
 
-from .runs import largest_difference, losses, metrics, same_weights, write_config
+from .runs import largest_difference, log, losses, metrics, same_weights, write_config
 
 ROOT = Path(__file__).parents[1]
 TWO_CPU = ROOT / "configs" / "accelerate" / "two_cpu.yaml"
@@ -82,6 +82,56 @@ def test_two_processes_equal_one_and_each_other(
         assert one_scores[key] == pytest.approx(two_scores[key], abs=1e-5)
     environment = json.loads((tmp_path / "two" / "environment.json").read_text())
     assert environment["num_processes"] == 2
+
+
+def test_two_processes_train_the_adapter_of_one(
+    tmp_path: Path, vit_folder: Path, image_folder: Path
+) -> None:
+    model = still_vit(vit_folder, tmp_path / "model")
+    adapter = {"freeze": "backbone", "epochs": 1, "learning_rate": 1e-2}
+    stages = [
+        {"name": "first", **adapter, "lora": {"r": 2, "merge": True}},
+        {"name": "second", **adapter, "lora": {"r": 4, "merge": True}},
+        {"name": "all", "epochs": 1},
+    ]
+    config = write_config(tmp_path / "c.yaml", model, image_folder, stages=stages)
+    hfft.train(config)
+    two = [f"output_dir={tmp_path / 'two'}", "training.per_device_train_batch_size=3"]
+    run(accelerate(ROOT / "tests" / "hashed_launch.py", tmp_path, config, *two))
+    ranks = [(tmp_path / f"rank{rank}.jsonl").read_text() for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    assert ranks[0].count('"world": 2') == 3
+    first, second = losses(tmp_path / "run"), losses(tmp_path / "two")
+    assert [e[3] for e in first] == pytest.approx([e[3] for e in second], abs=1e-5)
+    assert largest_difference(tmp_path / "run", tmp_path / "two") < 1e-4
+
+
+def test_a_penalised_run_on_two_processes_equals_one(
+    tmp_path: Path, vit_folder: Path, image_folder: Path
+) -> None:
+    kinds = ("l2_sp", "cosine", "euclidean", "orthogonal", "spd", "fisher", "delta")
+    penalty = [{"kind": kind, "strength": 0.1, "schedule": "linear"} for kind in kinds]
+    penalty[-2]["examples"] = 8
+    penalty[-1] |= {"attention": "none", "strength": 0.01}
+    config = write_config(
+        tmp_path / "c.yaml",
+        still_vit(vit_folder, tmp_path / "model"),
+        image_folder,
+        strategy={**GRADUAL, "learning_rate": 0.1, "penalty": penalty},
+        training={"optim": "sgd"},  # Adam would make steps of the rounding of zero gradients
+    )
+    hfft.train(config)
+    two = [f"output_dir={tmp_path / 'two'}", "training.per_device_train_batch_size=3"]
+    run(accelerate(ROOT / "tests" / "hashed_launch.py", tmp_path, config, *two))
+    ranks = [(tmp_path / f"rank{rank}.jsonl").read_text() for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    assert '"world": 2' in ranks[0]
+    assert largest_difference(tmp_path / "run", tmp_path / "two") < 1e-5
+    one, other = log(tmp_path / "run"), log(tmp_path / "two")
+    for kind in kinds:
+        values = [[e[kind] for e in events if kind in e] for events in (one, other)]
+        assert len(values[0]) == 12  # the four stages in which more than the head learns
+        assert values[0] == pytest.approx(values[1], rel=1e-3, abs=1e-6)
 
 
 def test_replicas_with_batchnorm_are_bit_identical(

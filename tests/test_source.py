@@ -27,6 +27,14 @@ def test_missing_folder_names_its_neighbour(vit_folder: Path, tmp_path: Path) ->
         read(tmp_path / "my-vti")
 
 
+def test_source_with_an_adapter_in_it_is_refused(vit_folder: Path, tmp_path: Path) -> None:
+    """transformers would load the adapter unasked, and the layers have other names then."""
+    shutil.copytree(vit_folder, tmp_path / "vit")
+    (tmp_path / "vit" / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds an adapter beside its weights; merge it"):
+        read(tmp_path / "vit")
+
+
 def test_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is no model folder: it has no config\.json"):
         read(tmp_path)

@@ -45,13 +45,21 @@ def _stay(module: nn.Module, _mode: bool = True) -> nn.Module:
 
 
 @contextmanager
-def kept_in_eval(model: nn.Module) -> Iterator[None]:
+def kept_in_eval(model: nn.Module, *, adapted: bool = False) -> Iterator[None]:
     """Hold the frozen modules of a model in eval mode, whoever calls `model.train()`.
 
     The Trainer calls it before every step; without this, BatchNorm statistics of a frozen
     backbone go on moving and its dropout stays on.
+
+    Args:
+        model: with `requires_grad` set.
+        adapted: whether adapters learn beside frozen weights. Dropout and stochastic depth between
+            adapted layers then regularise what learns, as in full fine-tuning, and stay on;
+            modules without an adapter in them are frozen all the same.
     """
     held = list(dict.fromkeys(frozen_modules(model)))  # one that two parents share stands twice
+    if adapted:
+        held = [module for module in held if next(module.parameters(), None) is not None]
     for module in held:
         module.eval()
         module.train = partial(_stay, module)  # type: ignore[method-assign]

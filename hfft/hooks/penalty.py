@@ -15,11 +15,20 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hfft.adapters import AdaptedWeight, adapted_weights
 from hfft.complaints import explain
 from hfft.config import PenaltyConfig
 from hfft.errors import InputError
 from hfft.layers import find_layer_groups
-from hfft.penalties.coverage import Coverage, Strength, find_coverage, new_parameters
+from hfft.penalties.coverage import (
+    Coverage,
+    Strength,
+    find_coverage,
+    learning_weights,
+    new_parameters,
+    weight_name,
+)
+from hfft.penalties.low_rank import Product
 from hfft.penalties.penalty import Attachment, Batches, Part, Setting, make_penalty
 from hfft.penalties.schedule import factor_at
 
@@ -30,9 +39,11 @@ _WRAPPERS = ("module.", "_orig_mod.", "_checkpoint_wrapped_module.")
 class PenaltyCallback(TrainerCallback):
     """Add strength * R(theta, theta_s) to what a Trainer minimises.
 
-    The penalty acts once an optimizer step, on gradients that are accumulated, averaged over
-    processes, unscaled and clipped already: it is not clipped, `loss` in the log is L alone, and R
-    is logged as `KIND` beside `KIND_weighted`, which is strength times R.
+    A penalty on weights acts once an optimizer step, on gradients that are accumulated, averaged
+    over processes, unscaled and clipped already, so it is not clipped itself. Those on activations
+    (`bss`, `delta`) enter in the backward pass of each micro-batch, as means over them, and are
+    clipped with the loss. `loss` in the log is L alone; R is logged as `KIND`, and strength times R
+    as `KIND_weighted`.
 
     Args:
         model: the model the Trainer is given, unwrapped, after it was frozen as it will be.
@@ -68,16 +79,18 @@ class PenaltyCallback(TrainerCallback):
         except ValidationError as error:
             raise InputError(explain(error, PenaltyConfig, (kind,))) from error
         self.penalty = make_penalty(self.config)
-        learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._adapted = {weight_name(one) for one in adapted_weights(model)}
         self.coverage = find_coverage(
             self.penalty,
             strength,
-            {name: tuple(p.shape) for name, p in learning.items()},
+            learning_weights(model),
             new_parameters(model),
             partial(find_layer_groups, model),
         )
-        found = dict(learning) if source is None else _source(model, source)
-        missing = [name for name in self.coverage.to_source if name not in found]
+        found = dict(model.named_parameters()) if source is None else _source(model, source)
+        # a weight that LoRA adapts stays as it was: it is its own source
+        needed = [name for name in self.coverage.to_source if name not in self._adapted]
+        missing = [name for name in needed if name not in found]
         if missing:
             raise InputError(
                 f"source: has no {missing[0]} and {len(missing) - 1} more of the tensors that "
@@ -85,8 +98,7 @@ class PenaltyCallback(TrainerCallback):
             )
         dtype = getattr(torch, self.config.dtype) if self.config.dtype else None
         self._source = {
-            name: found[name].detach().to(dtype=dtype, copy=source is None)
-            for name in self.coverage.to_source
+            name: found[name].detach().to(dtype=dtype, copy=source is None) for name in needed
         }
         self.penalty.prepare(model, self._source, batches)
         self._attachment: Attachment | None = None
@@ -152,7 +164,10 @@ class PenaltyCallback(TrainerCallback):
         if self._attachment is None or logs is None or "loss" not in logs:
             return
         value, weighted = self._attachment.value()
-        own = {self.config.kind: value, f"{self.config.kind}_weighted": weighted}
+        key, number = self.config.kind, 2
+        while key in logs:  # another of the same kind
+            key, number = f"{self.config.kind}_{number}", number + 1
+        own = {key: value, f"{key}_weighted": weighted}
         logs.update(own)
         if state.log_history and "loss" in state.log_history[-1]:
             state.log_history[-1].update(own)
@@ -191,21 +206,28 @@ class _Accumulation:
 def _parts(coverage: Coverage, source: Mapping[str, Tensor], model: nn.Module) -> list[Part]:
     """Group what is covered by strength, with the parameters as training has them."""
     own = {_bare_name(name): parameter for name, parameter in model.named_parameters()}
+    products = {_bare_name(weight_name(one)): _product(one) for one in adapted_weights(model)}
     parts = []
-    for strengths, values in ((coverage.to_source, source), (coverage.to_zero, {})):
+    for strengths, to_source in ((coverage.to_source, True), (coverage.to_zero, False)):
         for strength in dict.fromkeys(strengths.values()):
-            names = tuple(
-                name for name, own_strength in strengths.items() if own_strength == strength
-            )
+            covered = [name for name, value in strengths.items() if value == strength]
+            names = tuple(name for name in covered if name not in products)
             parts.append(
                 Part(
                     strength,
                     names,
                     tuple(own[name] for name in names),
-                    tuple(values.get(name) for name in names),
+                    tuple(source[name] if to_source else None for name in names),
+                    tuple(products[name] for name in covered if name in products),
                 )
             )
     return parts
+
+
+def _product(adapted: AdaptedWeight) -> Product:
+    weight = adapted.weight
+    base = weight.T if adapted.transposed else weight.flatten(1)
+    return Product(base, (adapted.a, adapted.b), adapted.scale)
 
 
 def _source(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> Mapping[str, Tensor]:

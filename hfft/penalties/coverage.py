@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
+from hfft.adapters import AdaptedWeight, adapted_weights
 from hfft.errors import InputError
 from hfft.layers import LayerGroups
 from hfft.penalties.penalty import Penalty
@@ -65,6 +66,32 @@ def find_coverage(
             f"covered; let more layers learn, or leave the penalty out"
         )
     return found
+
+
+def learning_weights(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return name to shape of what learns, a weight that LoRA adapts under its own name.
+
+    Raises:
+        InputError: adapters that are no plain LoRA.
+    """
+    adapted = adapted_weights(model)
+    matrices = tuple(f"{one.path}.lora_" for one in adapted)
+    found = {
+        name: tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not (matrices and name.startswith(matrices))
+    }
+    return found | {weight_name(one): tuple(one.weight.shape) for one in adapted if learns(one)}
+
+
+def weight_name(adapted: AdaptedWeight) -> str:
+    """Return the name of an adapted weight among its model's parameters."""
+    return f"{adapted.path}.base_layer.weight"
+
+
+def learns(adapted: AdaptedWeight) -> bool:
+    """Whether the matrices of an adapted weight learn."""
+    return adapted.a.requires_grad or adapted.b.requires_grad
 
 
 def new_parameters(model: nn.Module) -> frozenset[str]:

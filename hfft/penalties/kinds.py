@@ -103,12 +103,12 @@ class _OfFunction(Bound):
         changes = self._to_variables(gradients)
         for target, change, factor in zip(targets, changes, factors, strict=True):
             if target is not None:
-                target.add_(change, alpha=factor)
+                target.add_(change.view_as(target), alpha=factor)
 
     def _found(self) -> tuple[Tensor, list[Tensor]]:
         if isinstance(self._space, LowRank):
             products = self._space.products
-            theta = [p.base.detach() + p.scale * (p.b @ p.a).detach() for p in products]
+            theta = [p.base.detach() + p.scale * p.b @ p.a for p in products]
             return self._penalty.value_and_gradient(theta, [p.base.detach() for p in products])
         theta = [weight.detach() for weight in self.variables]
         pairs = zip(theta, self._space.source, strict=True)
@@ -123,7 +123,7 @@ class _OfFunction(Bound):
         return [
             change
             for p, g in zip(self._space.products, gradients, strict=True)
-            for change in (p.scale * p.b.detach().T @ g, p.scale * g @ p.a.detach().T)
+            for change in (p.scale * p.b.T @ g, p.scale * g @ p.a.T)
         ]
 
 

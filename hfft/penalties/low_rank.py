@@ -21,15 +21,23 @@ class Product:
 
     Attributes:
         base: W0 as the matrix (out, in) that s B A is added to, frozen.
-        a: A, of shape (r, in).
-        b: B, of shape (out, r).
+        learning: A and B as the parameters that learn; a convolution's have more dimensions.
         scale: s.
     """
 
     base: Tensor
-    a: Tensor
-    b: Tensor
+    learning: tuple[Tensor, Tensor]
     scale: float
+
+    @property
+    def a(self) -> Tensor:
+        """A as a matrix, (r, in), sharing the parameter's memory."""
+        return self.learning[0].detach().flatten(1)
+
+    @property
+    def b(self) -> Tensor:
+        """B as a matrix, (out, r), sharing the parameter's memory."""
+        return self.learning[1].detach().flatten(1)
 
 
 class LowRank:
@@ -37,7 +45,7 @@ class LowRank:
 
     def __init__(self, products: Sequence[Product]) -> None:
         self.products = list(products)
-        self.variables = [one for p in products for one in (p.a, p.b)]
+        self.variables = [one for p in products for one in p.learning]
         self._ss: Tensor | None = None
 
     def moments(self) -> Moments:
@@ -47,7 +55,7 @@ class LowRank:
         """
         rows = []
         for p in self.products:
-            a, b, base = p.a.detach(), p.b.detach(), p.base.detach()
+            a, b, base = p.a, p.b, p.base.detach()
             dd = p.scale**2 * ((b.T @ b).double() * (a @ a.T).double()).sum()
             sd = p.scale * ((b.T @ base).double() * a.double()).sum()
             rows.append(torch.stack([dd, sd]))
@@ -64,24 +72,24 @@ class LowRank:
         `Dense`, `a` and `b` have one number a variable: A's and B's may differ by learning rate.
         """
         for n, p in enumerate(self.products):
-            own_a, own_b = p.a.detach(), p.b.detach()
+            own_a, own_b = p.a, p.b
             to_a, to_b = targets[2 * n], targets[2 * n + 1]
             changes: list[tuple[Tensor | None, Tensor]] = []
             if to_a is not None:
                 along, across = _dense(a[2 * n], b[2 * n], p.scale)
                 change = (own_b.T @ own_b) @ own_a * (across * p.scale)
                 if along:
-                    change.add_(own_b.T @ p.base, alpha=along * p.scale)
+                    change.add_(own_b.T @ p.base.detach(), alpha=along * p.scale)
                 changes.append((to_a, change))
             if to_b is not None:
                 along, across = _dense(a[2 * n + 1], b[2 * n + 1], p.scale)
                 change = own_b @ (own_a @ own_a.T) * (across * p.scale)
                 if along:
-                    change.add_(p.base @ own_a.T, alpha=along * p.scale)
+                    change.add_(p.base.detach() @ own_a.T, alpha=along * p.scale)
                 changes.append((to_b, change))
             for target, change in changes:  # both are computed before either weight moves
                 assert target is not None
-                target.add_(change)
+                target.add_(change.view_as(target))
 
 
 def _dense(a: float, b: float, scale: float) -> tuple[float, float]:

@@ -83,7 +83,7 @@ class _Products(Bound):
     def value(self) -> float:
         total = 0.0
         for p, constant in zip(self._products, self._of_source, strict=True):
-            a, s, base, t = p.a.detach(), p.scale, p.base.detach(), _overlap(p)
+            a, s, base, t = p.a, p.scale, p.base.detach(), _overlap(p)
             cross = ((base @ a.T) * (base @ t)).sum()
             total += constant + 2 * s * float(cross) + s**2 * float(((t.T @ t) * (a @ a.T)).sum())
         return total
@@ -91,7 +91,7 @@ class _Products(Bound):
     def add(self, targets: Sequence[Tensor | None], factors: Sequence[float], step: int) -> None:
         for n in self._turns[step % len(self._turns)]:
             p, times = self._products[n], 2 * self._products[n].scale * len(self._turns)
-            a, b, base, t = p.a.detach(), p.b.detach(), p.base.detach(), _overlap(p)
+            a, b, base, t = p.a, p.b, p.base.detach(), _overlap(p)
             bg = base @ t  # G B, (out, r)
             to_a = bg.T @ base + p.scale * (bg.T @ b) @ a
             to_b = base @ (base.T @ (base @ a.T)) + p.scale * bg @ (a @ a.T)
@@ -99,12 +99,12 @@ class _Products(Bound):
                 targets[2 * n : 2 * n + 2], (to_a, to_b), factors[2 * n : 2 * n + 2], strict=True
             ):
                 if target is not None:
-                    target.add_(change, alpha=times * factor)
+                    target.add_(change.view_as(target), alpha=times * factor)
 
 
 def _overlap(p: Product) -> Tensor:
     """Return W0^T B, of shape (in, r)."""
-    return p.base.detach().T @ p.b.detach()
+    return p.base.detach().T @ p.b
 
 
 def _gram(matrix: Tensor) -> Tensor:

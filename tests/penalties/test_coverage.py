@@ -123,3 +123,27 @@ def test_what_the_source_did_not_bring_is_new(tmp_path: Any) -> None:
     loaded = transformers.BertForSequenceClassification.from_pretrained(tmp_path)
     assert new_parameters(loaded) == {"classifier.weight", "classifier.bias"}
     assert new_parameters(torch.nn.Linear(2, 2)) == frozenset()
+
+
+@pytest.mark.usefixtures("_restored")
+def test_kinds_of_other_packages_are_found_and_a_broken_one_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Entry:
+        name, value, dist = "lasso", "theirs.lasso", None
+
+        def load(self) -> None:
+            register("lasso")(type("Lasso", (WeightPenalty,), {}))
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Entry()])
+    assert get("lasso").kind == "lasso"
+
+    class Broken(Entry):
+        name = "ridge"
+
+        def load(self) -> None:
+            raise ImportError("no module named theirs")
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Broken()])
+    with pytest.raises(InputError, match="'ridge', which can't be loaded: no module named theirs"):
+        get("ridge")

@@ -32,12 +32,12 @@ def products(scale: float = 0.7) -> list[Product]:
     found = []
     for n, (out, width, rank) in enumerate(SIZES):
         base, a, b = drawn(n, [(out, width), (rank, width), (out, rank)])
-        found.append(Product(base, a.requires_grad_(), b.requires_grad_(), scale))
+        found.append(Product(base, (a.requires_grad_(), b.requires_grad_()), scale))
     return found
 
 
 def dense(made: list[Product]) -> list[Tensor]:
-    return [p.base + p.scale * p.b @ p.a for p in made]
+    return [p.base + p.scale * p.learning[1] @ p.learning[0] for p in made]
 
 
 @pytest.mark.parametrize(("kind", "plain"), KINDS.values(), ids=KINDS)
@@ -60,7 +60,7 @@ def test_at_the_start_b_is_zero_and_nothing_is_nan() -> None:
     made = products()
     for p in made:
         with torch.no_grad():
-            p.b.zero_()
+            p.learning[1].zero_()
     for kind, _ in KINDS.values():
         bound = kind(kind.Options()).bind(LowRank(made))
         targets = [torch.zeros_like(v) for v in bound.variables]
