@@ -98,8 +98,9 @@ class HeldModel:
             return
         with _learning(self.model, frozen):
             if field == "mixout":
-                own = {n: p for n, p in self.model.named_parameters() if n not in self.new}
-                mixed_layers(self.model, own, share)
+                weights, own = dict(self.model.named_parameters()), learning_weights(self.model)
+                source = {name: weights[name] for name in own if name not in self.new}
+                mixed_layers(self.model, source, share)
             else:
                 normalising_layers(self.model, share)
 

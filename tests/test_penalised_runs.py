@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 import hfft
 from hfft.config_file import load_config
+from hfft.errors import InputError
 from hfft.hooks import PenaltyCallback
 from hfft.penalties.penalty import kinds
 from hfft.plan import make_plan
@@ -199,3 +200,28 @@ def test_theta_s_is_read_from_the_sources_file_and_not_copied(
     values = dict(again.named_parameters())
     assert seen[0]
     assert all(torch.equal(seen[0][name], values[name]) for name in seen[0])
+
+
+def test_with_lora_the_penalty_is_on_the_product(
+    tmp_path: Path, vit_folder: Path, image_folder: Path
+) -> None:
+    hold = [penalty("l2_sp", 0.5), penalty("cosine")]
+    strategy = {"name": "lora", "epochs": 2, "r": 2, "penalty": hold}
+    config = write_config(tmp_path / "c.yaml", vit_folder, image_folder, strategy=strategy)
+    plan = make_plan(load_config(config))
+    covered = plan.main.stages[0].penalties[0].coverage.to_source
+    assert covered
+    assert all(name.endswith(".base_layer.weight") for name in covered)
+    hfft.train(config)
+    logged = [e for e in log(tmp_path / "run") if "l2_sp" in e]
+    assert logged[0]["l2_sp"] < logged[-1]["l2_sp"]
+    for hold, said in (
+        ({"penalty": penalty("spd")}, "strategy.penalty.kind: spd is a matter of single weights"),
+        ({"penalty": penalty("fisher")}, "strategy.penalty.kind: fisher is a matter of"),
+        ({"mixout": 0.5}, "strategy.mixout: the source has none of the weight matrices"),
+    ):
+        refused = {**strategy, "penalty": None, **hold}
+        config = write_config(tmp_path / "d.yaml", vit_folder, image_folder, strategy=refused)
+        with pytest.raises(InputError) as caught:
+            make_plan(load_config(config))
+        assert said in str(caught.value)

@@ -16,6 +16,8 @@ from hfft.penalties.penalty import Penalty
 Strength = float | Mapping[str, float]
 """One for all, or name pattern to strength: the first pattern that matches a tensor counts."""
 
+_ADAPTED = ".base_layer.weight"  # where peft keeps a weight that it adapts
+
 
 @dataclass(frozen=True)
 class Coverage:
@@ -48,6 +50,12 @@ def find_coverage(
         InputError: a pattern matches nothing in the model, the kind takes one strength only, or
             nothing that it covers learns.
     """
+    adapted = [name for name in learning if name.endswith(_ADAPTED)]
+    if adapted and not penalty.for_lora:
+        raise InputError(
+            f"kind: {penalty.kind} is a matter of single weights, which LoRA's products are not; "
+            f"with lora use l2_sp, euclidean, cosine or orthogonal"
+        )
     by_name = _by_name(penalty, strength, groups)
     to_source = {
         name: by_name(name)
@@ -86,7 +94,7 @@ def learning_weights(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def weight_name(adapted: AdaptedWeight) -> str:
     """Return the name of an adapted weight among its model's parameters."""
-    return f"{adapted.path}.base_layer.weight"
+    return adapted.path + _ADAPTED
 
 
 def learns(adapted: AdaptedWeight) -> bool:

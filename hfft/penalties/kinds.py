@@ -197,6 +197,7 @@ class Fisher(_Summed):
             return self
 
     same_gradient = True
+    for_lora = False
     rule = staticmethod(l2_sp_of)
 
     def __init__(self, options: BaseModel) -> None:
@@ -224,12 +225,3 @@ class Fisher(_Summed):
         chosen = setting.parts[part]
         information = [self.information[name] for name in chosen.names]
         return Dense(chosen.weights, chosen.sources, information, dtype=setting.dtype)
-
-    def bind(self, space: Dense | LowRank) -> Bound:
-        """Return the penalty on a space; LoRA's products have no diagonal of their own."""
-        if isinstance(space, LowRank):
-            raise InputError(
-                "penalty.kind: fisher weighs single elements, which LoRA's products do not have; "
-                "use l2_sp, euclidean or cosine with lora"
-            )
-        return super().bind(space)

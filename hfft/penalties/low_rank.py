@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hfft.errors import InputError
+from hfft.penalties.shards import is_sharded
 from hfft.penalties.weights import Moments
 
 
@@ -41,9 +43,18 @@ class Product:
 
 
 class LowRank:
-    """Adapted weights; `variables` are their A and B, in turn."""
+    """Adapted weights; `variables` are their A and B, in turn.
+
+    Raises:
+        InputError: the matrices are cut into shards.
+    """
 
     def __init__(self, products: Sequence[Product]) -> None:
+        if any(is_sharded(one) for p in products for one in (p.base, *p.learning)):
+            raise InputError(
+                "penalty: LoRA's matrices are cut into shards (FSDP), and their product needs them "
+                "whole; launch with DDP"
+            )
         self.products = list(products)
         self.variables = [one for p in products for one in p.learning]
         self._ss: Tensor | None = None

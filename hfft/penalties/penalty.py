@@ -98,6 +98,8 @@ class Penalty(ABC):
     Options: ClassVar[type[BaseModel]] = Section
     """The keys that stand beside `kind` and `strength`."""
     modes: ClassVar[tuple[Mode, ...]] = ("coupled", "decoupled")
+    for_lora: ClassVar[bool] = True
+    """Whether it can hold a weight that LoRA adapts by what it learns."""
     by_pattern: ClassVar[bool] = True
     """Whether the strength may vary by layer."""
 

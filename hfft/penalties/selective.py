@@ -5,13 +5,11 @@ Tian, Huang, Kira 2024, "Rethinking Weight Decay for Robust Fine-Tuning of Found
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hfft.errors import InputError
 from hfft.penalties.penalty import Attachment, Penalty, Setting, register
 from hfft.penalties.shards import local, summed
 from hfft.penalties.spaces import Dense
@@ -102,16 +100,8 @@ class SPD(Penalty):
     """Selective projection decay, inside the optimizer's step."""
 
     modes = ("coupled",)
+    for_lora = False
 
     def attach(self, setting: Setting) -> Selection:
         """Start to draw back."""
-        _refuse_products(setting.parts)
         return Selection(setting)
-
-
-def _refuse_products(parts: Sequence[Any]) -> None:
-    if any(part.products for part in parts):
-        raise InputError(
-            "penalty.kind: spd draws weights back to where they were, which LoRA's products are "
-            "not; use l2_sp, euclidean or cosine with lora"
-        )

@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from hfft.errors import InputError
 from hfft.penalties.penalty import Part, Setting, get
 from hfft.penalties.selective import projected
 
-from .test_low_rank import products
 from .test_weights import drawn
 
 
@@ -56,13 +54,3 @@ def test_a_step_against_the_difference_is_left_alone() -> None:
     source, before, gradient = torch.zeros(1), torch.ones(1), -torch.ones(1)
     theta = before - gradient
     assert torch.equal(projected(theta, before, source, gradient, 1.0), theta)
-
-
-def test_products_of_lora_are_refused() -> None:
-    penalty = get("spd")
-    parameter = nn.Parameter(torch.ones(1))
-    setting = Setting(
-        nn.Module(), torch.optim.SGD([parameter]), [Part(1.0, products=tuple(products()))]
-    )
-    with pytest.raises(InputError, match="spd draws weights back"):
-        penalty(penalty.Options()).attach(setting)
