@@ -180,6 +180,8 @@ def adapted_weights(model: nn.Module) -> list[AdaptedWeight]:
         if len(active) > 1:
             raise InputError(f"{path}: {len(active)} adapters are active, only one can be")
         base, [name] = layer.get_base_layer(), active
+        if not base.weight.is_floating_point():
+            raise InputError(f"{path}: its weight is quantized; what is needed is W0 itself")
         if layer.merged or layer.lora_variant.get(name) or not _is_plain(base):
             kind = "a merged adapter" if layer.merged else "DoRA, or a layer of another kind"
             raise InputError(f"{path}: holds {kind}; what is needed is W0 + s B A, unmerged")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Annotated, Any, Literal
 
@@ -67,7 +68,18 @@ class DataConfig(Section):
     )
 
 
-Strength = Annotated[float, Field(ge=0)]
+def _strength(value: object) -> object:
+    """Check a strength as one thing: as a union, each of its forms would complain."""
+    numbers = list(value.values()) if isinstance(value, dict) else [value]
+    right = [
+        isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < math.inf
+        for n in numbers
+    ]
+    if not numbers or not all(right):
+        raise ValueError(
+            f"expected a number, 0 or more, or name patterns to such numbers, found {value!r}"
+        )
+    return value
 
 
 class PenaltyConfig(BaseModel):
@@ -75,7 +87,7 @@ class PenaltyConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
     kind: str = Field(description="a registered penalty; hfft schema lists them")
-    strength: Strength | dict[str, Strength] = Field(
+    strength: Annotated[float | dict[str, float], BeforeValidator(_strength)] = Field(
         description="lambda; or name pattern to lambda, the first that matches a tensor counting"
     )
     mode: Literal["coupled", "decoupled"] = Field(
@@ -127,6 +139,8 @@ class Recipe(Section):
 
 def _listed(value: object) -> object:
     """Let one penalty stand for a list of one."""
+    if isinstance(value, str):
+        raise ValueError(f"a penalty needs a strength: {{kind: {value}, strength: ...}}")
     return (value,) if isinstance(value, dict | PenaltyConfig) else value
 
 

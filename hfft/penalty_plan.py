@@ -74,10 +74,16 @@ class HeldModel:
         Raises:
             InputError: a pattern that matches nothing, or nothing that it covers learns.
         """
+        penalty = make_penalty(config)
         with _learning(self.model, frozen):
             learning = learning_weights(self.model)
-        penalty = make_penalty(config)
-        return find_coverage(penalty, config.strength, learning, self.new, lambda: self.groups)
+            found = find_coverage(penalty, config.strength, learning, self.new, lambda: self.groups)
+            try:
+                penalty.check(self.model)
+            except InputError as error:
+                own = [message.removeprefix("penalty.") for message in error.messages]
+                raise InputError(own) from error
+        return found
 
     def _data(self, config: PenaltyConfig) -> Any:
         path = make_penalty(config).data

@@ -15,6 +15,7 @@ from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 
 from hfft.errors import InputError
+from hfft.hooks import PenaltyCallback
 from hfft.optim import OptimizerState, carry_state, parameter_groups, state_by_name
 
 
@@ -55,6 +56,8 @@ class StageTrainer(Trainer):
         self._rates, self._carried, self._span = rates, carried, span
         self._adapted = adapted
         self.remove_callback(PrinterCallback)  # it prints to standard output
+        # they add to the log, which those that report it must find complete
+        self.callback_handler.callbacks.sort(key=lambda one: not isinstance(one, PenaltyCallback))
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise InputError(
                 "FSDP and DeepSpeed are not supported by stages; launch with DDP "

@@ -299,11 +299,12 @@ class TrialRun:
             torch.manual_seed(plan.config.seed)
             model = load_weights(plan.task.auto_model, plan.config.model, plan.model_config).model
         new = new_parameters(model)
-        return {n: p.detach() for n, p in model.named_parameters() if n not in new}
+        every = (*model.named_parameters(), *model.named_buffers())
+        return {name: tensor.detach() for name, tensor in every if name not in new}
 
     def _sample(self, penalty: PlannedPenalty) -> DataLoader[Any]:
         """Return examples in a seeded order, for penalties that measure the source on them."""
-        rows: Any = penalty.data or self.plan.data.splits["train"]
+        rows = self.plan.data.splits["train"] if penalty.data is None else penalty.data
         transform = self.plan.task.transform(self.plan.processor, training=False)
         return DataLoader(
             ExampleDataset(rows, transform),
@@ -343,7 +344,7 @@ class TrialRun:
             data_collator=self.plan.task.collate,
             compute_metrics=lambda p: self.plan.task.metrics(p.predictions, p.label_ids),
             callbacks=[
-                *holds,  # before the log is written: they add to it
+                *holds,
                 EpochCallback(train),
                 ReplicasCallback(),
                 SealCallback(spent),

@@ -119,7 +119,7 @@ def test_orthogonal_is_listed_by_what_it_covers_of_each_layer(
             },
             "strategy.penalty.1.strength: the pattern 'x' matches no parameter",
         ),
-        ({"strategy": {"name": "full", "stochnorm": 0.5}}, "strategy.StochNorm: "),
+        ({"strategy": {"name": "full", "stochnorm": 0.5}}, "strategy.stochnorm: "),
         ({"strategy": {"name": "frozen", "mixout": 0.5}}, "strategy.mixout: "),
     ],
 )
@@ -151,3 +151,35 @@ def test_baselines_have_no_penalty(tmp_path: Path, vit_folder: Path, image_folde
         baselines=["scratch", "frozen"],
     )
     assert all(stage.penalties == () for trial in made.baselines for stage in trial.stages)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "said"),
+    [
+        ({"kind": "delta", "strength": 1, "layers": ["nonsense"]}, "strategy.penalty.layers: the"),
+        ({"kind": "bss", "strength": {"*": 1}}, "strategy.penalty.strength: bss takes one number"),
+    ],
+)
+def test_penalties_on_activations_are_checked_by_the_plan(
+    tmp_path: Path, vit_folder: Path, image_folder: Path, penalty: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        plan(tmp_path, vit_folder, image_folder, strategy={"name": "full", "penalty": penalty})
+    assert caught.value.messages[0].startswith(said)
+
+
+@pytest.mark.parametrize("kind", ["bss", "delta"])
+def test_penalties_on_activations_skip_the_stage_of_the_head_alone(
+    tmp_path: Path, vit_folder: Path, image_folder: Path, kind: str
+) -> None:
+    import transformers
+
+    own = transformers.ViTForImageClassification.from_pretrained(
+        vit_folder, num_labels=3, id2label={0: "1", 1: "2", 2: "10"}, ignore_mismatched_sizes=True
+    )
+    own.save_pretrained(tmp_path / "own")
+    transformers.ViTImageProcessor.from_pretrained(vit_folder).save_pretrained(tmp_path / "own")
+    strategy = {"name": "lp_ft", "epochs": 2, "penalty": {"kind": kind, "strength": 1}}
+    made = plan(tmp_path, tmp_path / "own", image_folder, strategy=strategy)
+    assert [len(stage.penalties) for stage in made.main.stages] == [0, 1]
+    assert not [n for n in made.main.stages[1].penalties[0].coverage.to_source if "classif" in n]

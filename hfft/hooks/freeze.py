@@ -24,11 +24,10 @@ from transformers import (
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 from hfft.errors import InputError
+from hfft.hooks.wrappers import bare_name, bare_optimizer
 from hfft.layers import Freeze, find_layer_groups, frozen_modules
 
 _REMEDY = "make the callback, then a new Trainer with it, and change requires_grad no more"
-# What wrappers put into parameter names.
-_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 # Distributed types under which it is not DDP that averages gradients.
 _NOT_DDP = {
     DistributedType.NO,
@@ -208,9 +207,7 @@ def _has_adapters(model: nn.Module) -> bool:
 
 def _learning(model: nn.Module) -> frozenset[str]:
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    for wrapper in _WRAPPERS:
-        names = [name.replace(wrapper, "") for name in names]
-    return frozenset(names)
+    return frozenset(map(bare_name, names))
 
 
 def _some(names: list[str]) -> str:
@@ -245,13 +242,10 @@ def _require_same_learning(then: frozenset[str], now: frozenset[str]) -> None:
 
 def _require_held(model: nn.Module, optimizer: Any) -> None:
     """Raise InputError where the optimizer does not hold all that learns, or nothing learns."""
-    while hasattr(optimizer, "optimizer"):  # accelerate's wrapper
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(
-        optimizer, LayerWiseDummyOptimizer
-    ):
+    bare = bare_optimizer(optimizer)
+    if bare is None or isinstance(bare, LayerWiseDummyOptimizer):
         return  # DeepSpeed's holds copies; a layer-wise one nothing
-    held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    held = {id(p): p for group in bare.param_groups for p in group["params"]}
     missing = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held]
     if missing:
         raise InputError(

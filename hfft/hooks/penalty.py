@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,19 @@ from accelerate.utils import DistributedType
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from hfft.adapters import AdaptedWeight, adapted_weights
 from hfft.complaints import explain
 from hfft.config import PenaltyConfig
 from hfft.errors import InputError
+from hfft.hooks.wrappers import bare_name, bare_optimizer
 from hfft.layers import find_layer_groups
 from hfft.penalties.coverage import (
     Coverage,
@@ -32,8 +40,10 @@ from hfft.penalties.low_rank import Product
 from hfft.penalties.penalty import Attachment, Batches, Part, Setting, make_penalty
 from hfft.penalties.schedule import factor_at
 
-# What wrappers put into parameter names.
-_WRAPPERS = ("module.", "_orig_mod.", "_checkpoint_wrapped_module.")
+# Penalties at work on a model, and the optimizer they came with.
+_ATTACHED: weakref.WeakKeyDictionary[
+    nn.Module, list[tuple[weakref.ref[torch.optim.Optimizer], weakref.ref[Attachment]]]
+] = weakref.WeakKeyDictionary()
 
 
 class PenaltyCallback(TrainerCallback):
@@ -43,7 +53,10 @@ class PenaltyCallback(TrainerCallback):
     over processes, unscaled and clipped already, so it is not clipped itself. Those on activations
     (`bss`, `delta`) enter in the backward pass of each micro-batch, as means over them, and are
     clipped with the loss. `loss` in the log is L alone; R is logged as `KIND`, and strength times R
-    as `KIND_weighted`.
+    as `KIND_weighted`. The Trainer tells its reporting integrations first; for R to reach them put
+    the callback in front: `trainer.callback_handler.callbacks.insert(0, trainer.pop_callback(
+    PenaltyCallback))`. Where `train()` raises, the Trainer tells no callback: hooks then stay until
+    the next penalised training of the model, or the callback's end.
 
     Args:
         model: the model the Trainer is given, unwrapped, after it was frozen as it will be.
@@ -87,20 +100,25 @@ class PenaltyCallback(TrainerCallback):
             new_parameters(model),
             partial(find_layer_groups, model),
         )
-        found = dict(model.named_parameters()) if source is None else _source(model, source)
+        _refuse_meta(model)
+        whole = {} if source is None else _source(model, source)
         # a weight that LoRA adapts stays as it was: it is its own source
         needed = [name for name in self.coverage.to_source if name not in self._adapted]
+        found = dict(model.named_parameters()) if source is None else _plainly_named(whole, needed)
         missing = [name for name in needed if name not in found]
         if missing:
             raise InputError(
                 f"source: has no {missing[0]} and {len(missing) - 1} more of the tensors that "
                 f"{kind} covers; give the source of this very model"
             )
+        self.penalty.prepare(model, whole, self.coverage.to_source, batches)
         dtype = getattr(torch, self.config.dtype) if self.config.dtype else None
-        self._source = {
-            name: found[name].detach().to(dtype=dtype, copy=source is None) for name in needed
-        }
-        self.penalty.prepare(model, self._source, batches)
+        written = {p.untyped_storage().data_ptr() for p in model.parameters()}  # by training
+        self._source: dict[str, Tensor] = {}
+        for name in () if self.penalty.below_head else needed:
+            value = found[name].detach().to(dtype=dtype)
+            shared = value.untyped_storage().data_ptr() in written
+            self._source[name] = value.clone() if shared else value
         self._attachment: Attachment | None = None
 
     def on_init_end(
@@ -133,24 +151,21 @@ class PenaltyCallback(TrainerCallback):
                 "penalty: FSDP1 keeps parameters in flat pieces that have no source value; set "
                 "fsdp_version: 2 in the accelerate config"
             )
-        scaler = getattr(optimizer, "scaler", None)
-        accumulated = _Accumulation(args, state, train_dataloader)
+        bare = bare_optimizer(optimizer)
+        if bare is None:
+            raise InputError(
+                f"penalty: {type(optimizer).__name__} is no optimizer of torch's, whose step a "
+                f"penalty is hooked to"
+            )
+        _forget_broken_off(model, bare)
         self._attachment = self.penalty.attach(
-            Setting(
-                model=model,
-                optimizer=_bare(optimizer),
-                parts=_parts(self.coverage, self._source, model),
-                mode=self.config.mode,
-                factor=lambda: factor_at(
-                    self.config.schedule,
-                    self.config.end_factor,
-                    state.global_step,
-                    state.max_steps,
-                ),
-                step=lambda: state.global_step,
-                loss_scale=lambda: (scaler.get_scale() if scaler else 1.0) / accumulated.count(),
+            _setting(self.config, args, state, model, optimizer, bare, train_dataloader)(
+                _parts(self.coverage, self._source, model)
             )
         )
+        _ATTACHED.setdefault(model, []).append((weakref.ref(bare), weakref.ref(self._attachment)))
+        # a training that breaks off tells nobody; its hooks go with its callback
+        weakref.finalize(self, self._attachment.remove)
 
     def on_log(
         self,
@@ -205,8 +220,8 @@ class _Accumulation:
 
 def _parts(coverage: Coverage, source: Mapping[str, Tensor], model: nn.Module) -> list[Part]:
     """Group what is covered by strength, with the parameters as training has them."""
-    own = {_bare_name(name): parameter for name, parameter in model.named_parameters()}
-    products = {_bare_name(weight_name(one)): _product(one) for one in adapted_weights(model)}
+    own = {bare_name(name): parameter for name, parameter in model.named_parameters()}
+    products = {bare_name(weight_name(one)): _product(one) for one in adapted_weights(model)}
     parts = []
     for strengths, to_source in ((coverage.to_source, True), (coverage.to_zero, False)):
         for strength in dict.fromkeys(strengths.values()):
@@ -217,7 +232,7 @@ def _parts(coverage: Coverage, source: Mapping[str, Tensor], model: nn.Module) -
                     strength,
                     names,
                     tuple(own[name] for name in names),
-                    tuple(source[name] if to_source else None for name in names),
+                    tuple(source.get(name) if to_source else None for name in names),
                     tuple(products[name] for name in covered if name in products),
                 )
             )
@@ -230,27 +245,68 @@ def _product(adapted: AdaptedWeight) -> Product:
     return Product(base, (adapted.a, adapted.b), adapted.scale)
 
 
+def _setting(
+    config: PenaltyConfig,
+    args: TrainingArguments,
+    state: TrainerState,
+    model: nn.Module,
+    optimizer: Any,
+    bare: torch.optim.Optimizer,
+    loader: Any,
+) -> Callable[[Sequence[Part]], Setting]:
+    """Say how a training goes, without holding on to the callback that asks."""
+    scaler = getattr(optimizer, "scaler", None)
+    accumulated = _Accumulation(args, state, loader)
+    return partial(
+        Setting,
+        model,
+        bare,
+        mode=config.mode,
+        factor=lambda: factor_at(
+            config.schedule, config.end_factor, state.global_step, state.max_steps
+        ),
+        step=lambda: state.global_step,
+        loss_scale=lambda: (scaler.get_scale() if scaler else 1.0) / accumulated.count(),
+    )
+
+
+def _forget_broken_off(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Take off what an earlier training of the model left, having ended in an exception."""
+    kept = []
+    for own, attached in _ATTACHED.get(model, []):
+        if own() is optimizer:
+            kept.append((own, attached))
+        elif (left := attached()) is not None:
+            left.remove()
+    _ATTACHED[model] = kept
+
+
+def _refuse_meta(model: nn.Module) -> None:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError(
+            "penalty: the model's weights are not here but on the first process alone; set "
+            "fsdp_cpu_ram_efficient_loading: false in the accelerate config"
+        )
+
+
+def _plainly_named(source: Mapping[str, Tensor], names: Sequence[str]) -> Mapping[str, Tensor]:
+    """Return a source under the names that a model with LoRA has."""
+    plain = {name: name.replace(".base_layer.", ".") for name in names}
+    own = {name: source[other] for name, other in plain.items() if other in source}
+    return {**source, **own}
+
+
 def _source(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return theta_s by name."""
     if isinstance(source, Mapping):
         return source
-    load = getattr(type(model), "from_pretrained", None)
-    if load is None:
+    if not isinstance(model, PreTrainedModel):
         raise InputError(
-            f"source: a {type(model).__name__} has no from_pretrained; give its tensors by name"
+            f"source: {source} can't be loaded for a {type(model).__name__}, which is no "
+            f"transformers model; give the source's tensors by name"
         )
     with torch.random.fork_rng():  # what the file lacks is drawn, and nobody must notice
-        return dict(load(source, config=model.config).named_parameters())
-
-
-def _bare_name(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "") if wrapper != "module." else name.removeprefix(wrapper)
-    return name
-
-
-def _bare(optimizer: Any) -> torch.optim.Optimizer:
-    """Return torch's own optimizer from under its wrappers."""
-    while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return optimizer
+        loaded: PreTrainedModel = type(model).from_pretrained(source, config=model.config)
+    new = new_parameters(loaded)
+    every = (*loaded.named_parameters(), *loaded.named_buffers())
+    return {name: tensor.detach() for name, tensor in every if name not in new}

@@ -123,7 +123,7 @@ def covered_layers(model: nn.Module, p: float) -> list[_BatchNorm]:
 
     if not 0 <= p <= 1:
         raise InputError(
-            f"StochNorm: p is {p}; give a number from 0 (BatchNorm) to 1 (running statistics "
+            f"stochnorm: p is {p}; give a number from 0 (BatchNorm) to 1 (running statistics "
             f"alone), such as 0.5"
         )
     kind = type(model).__name__
@@ -132,7 +132,7 @@ def covered_layers(model: nn.Module, p: float) -> list[_BatchNorm]:
     learning = [module for module in norms if module not in frozen]
     if any(isinstance(module, nn.SyncBatchNorm) for module in learning):
         raise InputError(
-            f"StochNorm: {kind} has SyncBatchNorm layers, whose statistics are those of all "
+            f"stochnorm: {kind} has SyncBatchNorm layers, whose statistics are those of all "
             f"processes; leave BatchNorm layers as they are or leave StochNorm out"
         )
     forwards = (_BatchNorm.forward, BatchNormAct2d.forward)
@@ -147,4 +147,4 @@ def covered_layers(model: nn.Module, p: float) -> list[_BatchNorm]:
     else:
         others = sorted({n for m in model.modules() if "norm" in (n := type(m).__name__).lower()})
         why = f"{kind} has no BatchNorm layers, only {', '.join(others) or 'ones without a norm'}"
-    raise InputError(f"StochNorm: {why}, or leave StochNorm out")
+    raise InputError(f"stochnorm: {why}, or leave StochNorm out")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from fnmatch import fnmatchcase
 from functools import partial
@@ -17,7 +17,7 @@ from hfft.config import Section
 from hfft.errors import InputError
 from hfft.layers import LayerGroup, find_layer_groups
 from hfft.penalties.activations import attention, behaviour
-from hfft.penalties.attention import first_tensor, loss_increase, with_first
+from hfft.penalties.attention import first_tensor, has_channels_last, loss_increase, with_first
 from hfft.penalties.injection import Injection, refuse_replicas
 from hfft.penalties.penalty import Batches, Penalty, Setting, register
 
@@ -50,6 +50,7 @@ class DELTA(Penalty):
 
     modes = ("coupled",)
     by_pattern = False
+    below_head = True
 
     def __init__(self, options: BaseModel) -> None:
         super().__init__(options)
@@ -57,7 +58,22 @@ class DELTA(Penalty):
         self._weights: Mapping[str, Tensor] = {}
         self._source: nn.Module | None = None
 
-    def prepare(self, model: nn.Module, source: Mapping[str, Tensor], batches: Batches) -> None:
+    def check(self, model: nn.Module) -> None:
+        """Find the layers.
+
+        Raises:
+            InputError: a pattern matches no layer.
+        """
+        options: Any = self.options
+        chosen_layers(model, options.layers)
+
+    def prepare(
+        self,
+        model: nn.Module,
+        source: Mapping[str, Tensor],
+        covered: Collection[str],
+        batches: Batches,
+    ) -> None:
         """Copy the model, with the source's weights, and measure its channels.
 
         Raises:
@@ -107,9 +123,7 @@ class Alignment(Injection):
         self._inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._maps: dict[str, Tensor] | None = None
         self._ran: set[str] = set()
-        self._channels_last = any(
-            str(getattr(m, "output_fmt", "")).endswith("NHWC") for m in model.modules()
-        )
+        self._channels_last = has_channels_last(model)
         self.hooks.append(model.register_forward_pre_hook(self._before, with_kwargs=True))
         self.hooks.append(model.register_forward_hook(self._at_end))
         for place, path in enumerate(self._layers):
@@ -266,15 +280,18 @@ def frozen_copy(model: nn.Module, source: Mapping[str, Tensor]) -> nn.Module:
 
     Args:
         model: left as it is.
-        source: tensors by parameter name; other parameters and all buffers are the model's.
+        source: parameters and buffers by name; others are the model's. LoRA's are switched off.
     """
     copy = deepcopy(model)
     # what accelerate lays over a model's forward may hold on to the model itself
     copy.__dict__.pop("forward", None)
-    own = dict(copy.named_parameters())
     with torch.no_grad():
-        for name, value in source.items():
-            own[name].copy_(value)
+        for name, own in (*copy.named_parameters(), *copy.named_buffers()):
+            plain = name.replace(".base_layer.", ".")  # as it was before LoRA came
+            if (value := source.get(name, source.get(plain))) is not None:
+                own.copy_(value)
     for module in copy.modules():
         module.training = False  # not eval(): frozen modules may not listen
+        if hasattr(module, "adapter_layer_names"):
+            module.enable_adapters(False)  # type: ignore[operator]
     return copy.requires_grad_(False)

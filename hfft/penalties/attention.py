@@ -43,7 +43,7 @@ def loss_increase(
     Raises:
         InputError: there are no examples, the model gives no loss, or a layer no maps.
     """
-    device = next(model.parameters()).device
+    device, last = next(model.parameters()).device, has_channels_last(model)
     maps: dict[str, Tensor] = {}
     total: dict[str, Tensor] = {}
     count = 0
@@ -63,7 +63,7 @@ def loss_increase(
                     allow_unused=True,
                 )
             for path, gradient in zip(reached, gradients, strict=True):
-                own = _increase(maps[path].detach(), gradient, size)
+                own = _increase(maps[path].detach(), gradient, size, last=last)
                 total[path] = total[path] + own if path in total else own
             count += size
     finally:
@@ -79,15 +79,23 @@ def loss_increase(
     return {path: value / count for path, value in total.items()}
 
 
-def _increase(maps: Tensor, gradient: Tensor | None, size: int) -> Tensor:
+def has_channels_last(model: nn.Module) -> bool:
+    """Whether a model's maps are (B, H, W, C), as timm's Swin has them."""
+    return any(str(getattr(m, "output_fmt", "")).endswith("NHWC") for m in model.modules())
+
+
+def _increase(maps: Tensor, gradient: Tensor | None, size: int, *, last: bool) -> Tensor:
     """Return the sum over examples of a channel's increase, of shape (C,).
 
     Args:
         maps: of shape (B, C, H, W), (B, T, C) or (B, C).
         gradient: of the mean loss, of the same shape; None: it does not depend on them.
         size: how many examples the mean is over.
+        last: whether maps of four dimensions are (B, H, W, C).
     """
     product = precise(maps) * (0 if gradient is None else size * precise(gradient))
+    if last and product.ndim == 4:
+        product = product.movedim(-1, 1)
     places = [n for n in range(1, product.ndim) if n != channel_axis(product)]
     return 0.5 * (product.sum(places) if places else product).square().sum(0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,9 @@ def find_coverage(
             f"kind: {penalty.kind} is a matter of single weights, which LoRA's products are not; "
             f"with lora use l2_sp, euclidean, cosine or orthogonal"
         )
+    if penalty.below_head:
+        head = set(groups().head.parameters)
+        learning = {name: shape for name, shape in learning.items() if name not in head}
     by_name = _by_name(penalty, strength, groups)
     to_source = {
         name: by_name(name)
@@ -115,7 +119,14 @@ def new_parameters(model: nn.Module) -> frozenset[str]:
             marks = {p: getattr(p, "_is_hf_initialized", False) for p in module.parameters()}
             if any(marks.values()):
                 found |= {names[id(p)] for p, loaded in marks.items() if not loaded}
-    return frozenset(found)
+    # what PEFT copies to save whole has lost its mark; what it was copied from has it
+    brought = set(names.values()) - found
+    copied = {name for name in found if _origin(name) in brought}
+    return frozenset(found - copied)
+
+
+def _origin(name: str) -> str:
+    return re.sub(r"\.modules_to_save\.[^.]+\.", ".original_module.", name)
 
 
 def _by_name(
@@ -135,4 +146,6 @@ def _by_name(
             problems += [f"strength: {message}" for message in error.messages]
     if problems:
         raise InputError(problems)
+    if any(found.values()):  # a strength of 0 among others leaves a tensor out
+        found = {name: value for name, value in found.items() if value}
     return found.get

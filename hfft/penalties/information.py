@@ -5,7 +5,7 @@ Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural networks"
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal
@@ -30,6 +30,7 @@ def diagonal_fisher(
     batches: Batches,
     *,
     examples: int,
+    names: Collection[str] | None = None,
     labels: Literal["sampled", "given"] = "sampled",
 ) -> dict[str, Tensor]:
     """Return the mean over examples of the squared gradient of log p(y | x), for each weight.
@@ -40,10 +41,11 @@ def diagonal_fisher(
 
     Args:
         model: the model, on the device that is computed on.
-        source: theta_s by name: what is measured, and where.
+        source: theta_s by name, parameters and buffers; what is not there is as in the model.
         batches: keyword arguments of the model's forward. A tensor as long as the batch is taken
             apart into examples; other things go along as they are.
         examples: how many at most.
+        names: the parameters to measure; None: those in `source`.
         labels: `sampled` draws y from the model's own softmax over the last axis of `logits`,
             which makes it the Fisher information (Kunstner et al. 2019, "Limitations of the
             Empirical Fisher Approximation"); where there is one label a token, y is all tokens
@@ -57,10 +59,16 @@ def diagonal_fisher(
         InputError: there are no examples, the model's outputs have no loss or no classes, or all
             gradients are 0.
     """
+    wanted = source if names is None else names
     theta = {
-        name: source[name].detach().to(parameter).requires_grad_()
+        name: source.get(name, parameter).detach().to(parameter).requires_grad_()
         for name, parameter in model.named_parameters()
-        if name in source
+        if name in wanted
+    }
+    others = {
+        name: source[name].detach().to(own)
+        for name, own in (*model.named_parameters(), *model.named_buffers())
+        if name in source and name not in theta
     }
     found = {name: torch.zeros_like(precise(value.detach())) for name, value in theta.items()}
     device = next(model.parameters()).device
@@ -72,7 +80,7 @@ def diagonal_fisher(
             count += 1
             if number % world != rank:
                 continue
-            outputs = functional_call(model, theta, kwargs=example)
+            outputs = functional_call(model, {**others, **theta}, kwargs=example)
             if labels == "given":
                 log_p = -required(outputs, "loss", "give the batches labels")
             else:
@@ -105,7 +113,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         [] if on_cpu else [device], device_type="cuda" if on_cpu else device.type
     ):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would reach other devices too
-        if not on_cpu:
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(0)
+        elif not on_cpu:
             torch.get_device_module(device).manual_seed(0)
         try:
             for module, _ in modes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -44,7 +44,7 @@ class WeightPenalty(Penalty):
     def dense(self, setting: Setting, part: int) -> Dense:
         """Return the space of a part's whole weights."""
         chosen = setting.parts[part]
-        return Dense(chosen.weights, chosen.sources, dtype=setting.dtype)
+        return Dense(chosen.weights, chosen.sources)
 
     def attach(self, setting: Setting) -> Pull:
         """Start to penalise; every part has a penalty of its own."""
@@ -108,8 +108,8 @@ class _OfFunction(Bound):
     def _found(self) -> tuple[Tensor, list[Tensor]]:
         if isinstance(self._space, LowRank):
             products = self._space.products
-            theta = [p.base.detach() + p.scale * p.b @ p.a for p in products]
-            return self._penalty.value_and_gradient(theta, [p.base.detach() for p in products])
+            theta = [p.source + p.scale * p.b @ p.a for p in products]
+            return self._penalty.value_and_gradient(theta, [p.source for p in products])
         theta = [weight.detach() for weight in self.variables]
         pairs = zip(theta, self._space.source, strict=True)
         return self._penalty.value_and_gradient(
@@ -211,17 +211,28 @@ class Fisher(_Summed):
         path: str | None = options.data
         return path
 
-    def prepare(self, model: nn.Module, source: Mapping[str, Tensor], batches: Any) -> None:
+    def prepare(
+        self,
+        model: nn.Module,
+        source: Mapping[str, Tensor],
+        covered: Collection[str],
+        batches: Any,
+    ) -> None:
         """Measure the information at theta_s."""
         from hfft.penalties.information import diagonal_fisher
 
         options: Any = self.options
         self.information = diagonal_fisher(
-            model, source, batches, examples=options.examples, labels=options.labels
+            model,
+            source,
+            batches,
+            names=covered,
+            examples=options.examples,
+            labels=options.labels,
         )
 
     def dense(self, setting: Setting, part: int) -> Dense:
         """Return the space of a part's weights, each element with its information."""
         chosen = setting.parts[part]
         information = [self.information[name] for name in chosen.names]
-        return Dense(chosen.weights, chosen.sources, information, dtype=setting.dtype)
+        return Dense(chosen.weights, chosen.sources, information)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hfft.errors import InputError
 from hfft.penalties.shards import is_sharded
+from hfft.penalties.spaces import table_of
 from hfft.penalties.weights import Moments
 
 
@@ -30,6 +31,11 @@ class Product:
     base: Tensor
     learning: tuple[Tensor, Tensor]
     scale: float
+
+    @property
+    def source(self) -> Tensor:
+        """W0 in the precision of A and B, which peft keeps in float32 beside half precision."""
+        return self.base.detach().to(self.learning[0].dtype)
 
     @property
     def a(self) -> Tensor:
@@ -66,14 +72,14 @@ class LowRank:
         """
         rows = []
         for p in self.products:
-            a, b, base = p.a, p.b, p.base.detach()
-            dd = p.scale**2 * ((b.T @ b).double() * (a @ a.T).double()).sum()
-            sd = p.scale * ((b.T @ base).double() * a.double()).sum()
+            a, b, base = p.a, p.b, p.source
+            dd = p.scale**2 * ((b.T @ b) * (a @ a.T)).sum()
+            sd = p.scale * ((b.T @ base) * a).sum()
             rows.append(torch.stack([dd, sd]))
-        if self._ss is None:
-            sizes = [p.base.detach().double().square().sum() for p in self.products]
-            self._ss = torch.stack(sizes) if sizes else torch.zeros(0, dtype=torch.float64)
-        dd, sd = (torch.stack(rows) if rows else self._ss.new_zeros(0, 2)).unbind(1)
+        dd, sd = table_of(rows, 2).unbind(1)
+        if self._ss is None:  # the source never changes
+            sizes = [p.source.square().sum().reshape(1) for p in self.products]
+            self._ss = table_of(sizes, 1).flatten()
         return Moments(dd=dd, td=sd + dd, tt=self._ss + 2 * sd + dd, ss=self._ss)
 
     def add(self, targets: Sequence[Tensor | None], a: Sequence[float], b: Sequence[float]) -> None:
@@ -90,13 +96,13 @@ class LowRank:
                 along, across = _dense(a[2 * n], b[2 * n], p.scale)
                 change = (own_b.T @ own_b) @ own_a * (across * p.scale)
                 if along:
-                    change.add_(own_b.T @ p.base.detach(), alpha=along * p.scale)
+                    change.add_(own_b.T @ p.source, alpha=along * p.scale)
                 changes.append((to_a, change))
             if to_b is not None:
                 along, across = _dense(a[2 * n + 1], b[2 * n + 1], p.scale)
                 change = own_b @ (own_a @ own_a.T) * (across * p.scale)
                 if along:
-                    change.add_(p.base.detach() @ own_a.T, alpha=along * p.scale)
+                    change.add_(p.source @ own_a.T, alpha=along * p.scale)
                 changes.append((to_b, change))
             for target, change in changes:  # both are computed before either weight moves
                 assert target is not None

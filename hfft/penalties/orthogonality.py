@@ -2,7 +2,8 @@
 
 Its cost is that of matrix products, a quarter of a small training step. So matrices take turns:
 each is penalised in every `interval`-th step, `interval` times as strongly, which comes to the same
-over a turn; weights hardly move in so few steps.
+over a turn of plain gradient steps. (Adam's second moments see the strong steps: there it holds a
+little less than at interval 1.)
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class _Matrices(Bound):
         for n, weight in enumerate(space.variables):
             source = space.source[n]
             assert source is not None
-            space.source[n] = None  # where G is kept, nobody else keeps the source
+            space.source[n] = None  # kept below, as it is or as G
             matrix = source.flatten(1)
             as_gram = weight.shape[0] <= math.prod(weight.shape[1:]) and not _is_cut(weight)
             self._kept.append((_gram(matrix) if as_gram else matrix, as_gram))
@@ -77,13 +78,13 @@ class _Products(Bound):
 
     def __init__(self, space: LowRank, interval: int) -> None:
         self.variables, self._products = space.variables, space.products
-        self._of_source = [_squared_gram(p.base) for p in space.products]
+        self._of_source = [_squared_gram(p.source) for p in space.products]
         self._turns = _turns([p.base.numel() * len(p.a) for p in space.products], interval)
 
     def value(self) -> float:
         total = 0.0
         for p, constant in zip(self._products, self._of_source, strict=True):
-            a, s, base, t = p.a, p.scale, p.base.detach(), _overlap(p)
+            a, s, base, t = p.a, p.scale, p.source, _overlap(p)
             cross = ((base @ a.T) * (base @ t)).sum()
             total += constant + 2 * s * float(cross) + s**2 * float(((t.T @ t) * (a @ a.T)).sum())
         return total
@@ -91,7 +92,7 @@ class _Products(Bound):
     def add(self, targets: Sequence[Tensor | None], factors: Sequence[float], step: int) -> None:
         for n in self._turns[step % len(self._turns)]:
             p, times = self._products[n], 2 * self._products[n].scale * len(self._turns)
-            a, b, base, t = p.a, p.b, p.base.detach(), _overlap(p)
+            a, b, base, t = p.a, p.b, p.source, _overlap(p)
             bg = base @ t  # G B, (out, r)
             to_a = bg.T @ base + p.scale * (bg.T @ b) @ a
             to_b = base @ (base.T @ (base @ a.T)) + p.scale * bg @ (a @ a.T)
@@ -104,7 +105,7 @@ class _Products(Bound):
 
 def _overlap(p: Product) -> Tensor:
     """Return W0^T B, of shape (in, r)."""
-    return p.base.detach().T @ p.b
+    return p.source.T @ p.b
 
 
 def _gram(matrix: Tensor) -> Tensor:

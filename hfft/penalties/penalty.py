@@ -8,7 +8,7 @@ module under the entry-point group `hfft.penalties`. Most need one method only: 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, TypeVar
@@ -55,7 +55,6 @@ class Setting:
         parts: what is penalised, by strength.
         mode: `coupled` adds the gradient to the loss's; `decoupled` moves the weights themselves,
             as AdamW does with weight decay.
-        dtype: what copies of source values are kept in; None: as they are.
         factor: the strength now over the strength that was asked for.
         step: the optimizer steps done.
         loss_scale: what the loss of one micro-batch is multiplied by before its backward pass.
@@ -65,7 +64,6 @@ class Setting:
     optimizer: torch.optim.Optimizer
     parts: Sequence[Part]
     mode: Mode = "coupled"
-    dtype: torch.dtype | None = None
     factor: Callable[[], float] = field(default=lambda: 1.0)
     step: Callable[[], int] = field(default=lambda: 0)
     loss_scale: Callable[[], float] = field(default=lambda: 1.0)
@@ -100,6 +98,8 @@ class Penalty(ABC):
     modes: ClassVar[tuple[Mode, ...]] = ("coupled", "decoupled")
     for_lora: ClassVar[bool] = True
     """Whether it can hold a weight that LoRA adapts by what it learns."""
+    below_head: ClassVar[bool] = False
+    """Whether it acts on activations, and so on what learns below the head alone."""
     by_pattern: ClassVar[bool] = True
     """Whether the strength may vary by layer."""
 
@@ -119,14 +119,29 @@ class Penalty(ABC):
         """Return the strength of the plain L2 on parameters without a source value."""
         return 0.0
 
+    def check(self, model: nn.Module) -> None:  # noqa: B027 (most fit any model)
+        """Check what can be known of a model without its weights.
+
+        Args:
+            model: frozen as it will be; perhaps on the meta device.
+
+        Raises:
+            InputError: the penalty does not fit it.
+        """
+
     def prepare(  # noqa: B027 (most have nothing to measure)
-        self, model: nn.Module, source: Mapping[str, Tensor], batches: Batches
+        self,
+        model: nn.Module,
+        source: Mapping[str, Tensor],
+        covered: Collection[str],
+        batches: Batches,
     ) -> None:
         """Measure what is needed of the source, before training.
 
         Args:
             model: the model, at the start of training.
-            source: theta_s by name, of the parameters that are covered.
+            source: theta_s by name, parameters and buffers; what is not there is as in the model.
+            covered: the names of the parameters that are penalised.
             batches: examples as the model's forward takes them, with labels; may be empty.
 
         Raises:
@@ -152,13 +167,18 @@ def register(kind: str) -> Callable[[type[P]], type[P]]:
     def add(penalty: type[P]) -> type[P]:
         if not kind.isidentifier():
             raise ValueError(f"{kind!r} is no name for a penalty: use letters, digits and _")
-        if kind in _kinds and _kinds[kind].__qualname__ != penalty.__qualname__:
+        if kind in _kinds and _place(_kinds[kind]) != _place(penalty):
             raise ValueError(f"there is a penalty {kind!r} already: {_kinds[kind].__module__}")
         penalty.kind = kind
         _kinds[kind] = penalty
         return penalty
 
     return add
+
+
+def _place(penalty: type[Penalty]) -> tuple[str, str]:
+    """Name a class; one of the same place is itself, its module having been run again."""
+    return penalty.__module__, penalty.__qualname__
 
 
 def kinds() -> list[str]:
@@ -198,8 +218,13 @@ def make_penalty(config: PenaltyConfig) -> Penalty:
         InputError: an unknown kind or option, a wrong value, or a mode that the kind has not.
     """
     penalty = get(config.kind)
+    given = config.model_extra or {}
+    known = {*penalty.Options.model_fields, *PenaltyConfig.model_fields}
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        raise InputError([f"{key}: unknown key{nearest(key, known)}" for key in unknown])
     try:
-        options = penalty.Options.model_validate(config.model_extra or {})
+        options = penalty.Options.model_validate(given)
     except ValidationError as error:
         raise InputError(explain(error, penalty.Options, ())) from error
     if config.mode not in penalty.modes:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from hfft.penalties.penalty import Attachment, Penalty, Setting, register
-from hfft.penalties.shards import local, summed
 from hfft.penalties.spaces import Dense
 
 
@@ -51,7 +50,7 @@ class Selection(Attachment):
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._parts = [
-            (Dense(part.weights, part.sources, dtype=setting.dtype), part.strength)
+            (Dense(part.weights, part.sources), part.strength)
             for part in setting.parts
             if part.weights
         ]
@@ -73,7 +72,7 @@ class Selection(Attachment):
 
     @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._leads_away = [(_along(dense), dense.moments().dd.sqrt()) for dense, _ in self._parts]
+        self._leads_away = [(dense.along(), dense.moments().dd.sqrt()) for dense, _ in self._parts]
 
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -82,17 +81,6 @@ class Selection(Attachment):
             share = growth(dense.moments().dd.sqrt(), before) * (along > 0)
             back = (-strength * factor * share).tolist()
             dense.add([w.detach() for w in dense.variables], [0.0] * len(back), back)
-
-
-def _along(dense: Dense) -> Tensor:
-    """Return <gradient, theta - source> for each tensor: float64, of shape (N,)."""
-    rows = [
-        torch.zeros((), dtype=torch.float64)
-        if w.grad is None
-        else (local(w.grad) * (local(w) - (0 if s is None else s))).sum().double().cpu()
-        for w, s in zip(dense.variables, dense.source, strict=True)
-    ]
-    return summed(torch.stack(rows), dense.variables)
 
 
 @register("spd")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -38,12 +38,13 @@ class BSS(Penalty):
 
     modes = ("coupled",)
     by_pattern = False
+    below_head = True
 
     def __init__(self, options: BaseModel) -> None:
         super().__init__(options)
         self._head: tuple[str, ...] = ()
 
-    def prepare(self, model: nn.Module, source: Mapping[str, Tensor], batches: Batches) -> None:
+    def check(self, model: nn.Module) -> None:
         """Find the head.
 
         Raises:
@@ -61,6 +62,16 @@ class BSS(Penalty):
                 "penalty.kind: bss acts on what is below the head, and nothing there learns; let "
                 "more layers learn, or leave the penalty out"
             )
+
+    def prepare(
+        self,
+        model: nn.Module,
+        source: Mapping[str, Tensor],
+        covered: Collection[str],
+        batches: Batches,
+    ) -> None:
+        """Find the head of the model that will be trained."""
+        self.check(model)
 
     def attach(self, setting: Setting) -> Shrinkage:
         """Start to shrink."""
@@ -89,7 +100,7 @@ class Shrinkage(Injection):
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         refuse_replicas(module)
         # chosen for good: within a forward pass "first" would not hold when a checkpoint replays it
-        self._first = self._first or module
+        self._first = module if self._first is None else self._first
         if module is not self._first:
             return None
         for place, value in enumerate(args):

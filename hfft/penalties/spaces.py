@@ -26,7 +26,6 @@ class Dense:
         weights: the learning parameters.
         source: their source values, whole or cut as the weights are; None stands for zeros.
         importance: a factor for each element of the squared difference, as `source`; None: 1.
-        dtype: what the source values are kept in.
     """
 
     def __init__(
@@ -34,15 +33,14 @@ class Dense:
         weights: Sequence[Tensor],
         source: Sequence[Tensor | None],
         importance: Sequence[Tensor] | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         self.variables = list(weights)
         self.source = [
-            None if s is None else _beside(sharded_like(s, w), local(w), dtype)
+            None if s is None else _beside(sharded_like(s, w), local(w))
             for w, s in zip(weights, source, strict=True)
         ]
         self.importance = [
-            _beside(sharded_like(i, w), local(w), None)
+            _beside(sharded_like(i, w), local(w))
             for w, i in zip(weights, importance or (), strict=importance is not None)
         ]
         self._ss: Tensor | None = None
@@ -55,9 +53,19 @@ class Dense:
         ]
         if self._ss is None:  # the source never changes
             pairs = zip(self.source, self.variables, strict=True)
-            self._ss = summed(_table([_size(s, w) for s, w in pairs], 1), self.variables)
-        table = torch.cat([summed(_table(own, 3), self.variables), self._ss], dim=1)
+            self._ss = summed(table_of([_size(s, w) for s, w in pairs], 1), self.variables)
+        table = torch.cat([summed(table_of(own, 3), self.variables), self._ss], dim=1)
         return Moments(*table.unbind(1))
+
+    def along(self) -> Tensor:
+        """Return <gradient, theta - source> for each weight, 0 without one: of shape (N,)."""
+        own = [
+            _wide(torch.zeros(1, device=w.device))
+            if w.grad is None
+            else _wide((_precise(local(w.grad)) * _difference(local(w), s)).sum().reshape(1))
+            for w, s in zip(self.variables, self.source, strict=True)
+        ]
+        return summed(table_of(own, 1), self.variables).flatten()
 
     def add(self, targets: Sequence[Tensor | None], a: Sequence[float], b: Sequence[float]) -> None:
         """Add `a[i] * theta[i] + b[i] * (theta[i] - source[i])` to each target that is there."""
@@ -68,9 +76,9 @@ class Dense:
             _add(local(target), local(weight), self.source[n], importance, a[n], b[n])
 
 
-def _beside(tensor: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _beside(tensor: Tensor, weight: Tensor) -> Tensor:
     """Bring a tensor to a weight's device and memory layout; as it is where that is so already."""
-    tensor = tensor.detach().to(device=weight.device, dtype=dtype or tensor.dtype)
+    tensor = tensor.detach().to(weight.device)
     if tensor.stride() == weight.stride():
         return tensor
     return torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)
@@ -106,22 +114,27 @@ def _sums(weight: Tensor, source: Tensor | None, importance: Tensor | None) -> T
         d, w = _difference(w, s).flatten(), _precise(w).flatten()
         weighted = d if i is None else d * i.flatten()
         found += [torch.dot(weighted, d), torch.dot(w, d), torch.dot(w, w)]
-    return torch.stack(found).double().view(-1, 3).sum(0)
+    return _wide(torch.stack(found)).view(-1, 3).sum(0)
 
 
 def _size(source: Tensor | None, weight: Tensor) -> Tensor:
     """Return <source, source>: float64, of shape (1,)."""
     if source is None:
-        return torch.zeros(1, dtype=torch.float64, device=weight.device)
+        return _wide(torch.zeros(1, device=weight.device))
     flat = [_precise(s).flatten() for (s,) in _blocks(source) if s is not None]
-    return torch.stack([torch.dot(s, s) for s in flat]).double().sum(0, keepdim=True)
+    return _wide(torch.stack([torch.dot(s, s) for s in flat])).sum(0, keepdim=True)
 
 
-def _table(rows: Sequence[Tensor], width: int) -> Tensor:
+def _wide(sums: Tensor) -> Tensor:
+    """Return float64, where the device has it (Apple's GPUs have not)."""
+    return sums if sums.device.type == "mps" else sums.double()
+
+
+def table_of(rows: Sequence[Tensor], width: int) -> Tensor:
     """Put rows together on the CPU: one wait for a device, however many rows."""
     if not rows:
         return torch.zeros(0, width, dtype=torch.float64)
-    return torch.stack([row.to(rows[0].device) for row in rows]).cpu()
+    return torch.stack([row.to(rows[0].device) for row in rows]).cpu().double()
 
 
 def _add(

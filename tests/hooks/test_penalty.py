@@ -191,7 +191,7 @@ def test_what_learns_nothing_or_has_another_source_is_refused() -> None:
         PenaltyCallback(frozen, "l2_sp", 0.1)
     with pytest.raises(InputError, match="source: has no"):
         PenaltyCallback(still_bert(), "l2_sp", 0.1, source={"x": torch.zeros(1)})
-    with pytest.raises(InputError, match="has no from_pretrained"):
+    with pytest.raises(InputError, match="is no transformers model"):
         PenaltyCallback(nn.Linear(2, 2), "l2_sp", 0.1, source="somewhere")
 
 
@@ -247,3 +247,108 @@ def test_the_penalty_s_share_of_a_step_is_the_same_whatever_the_loss_goes_throug
         share = ends[1][name] - ends[0][name]
         expected = -0.2 * 0.5 * (before - source[name])
         torch.testing.assert_close(share, expected, rtol=0, atol=1e-6)
+
+
+def test_a_source_that_is_the_models_own_memory_is_copied(tmp_path: Path) -> None:
+    model = still_bert()
+    callback = PenaltyCallback(model, "l2_sp", 0.1, source=model.state_dict())
+    logged = [e for e in train(model, tmp_path, callback).state.log_history if "loss" in e]
+    assert all(e["l2_sp"] > 0 for e in logged)
+
+
+def test_two_of_a_kind_are_logged_apart(tmp_path: Path) -> None:
+    model = still_bert()
+    callbacks = [PenaltyCallback(model, "l2_sp", {f"*layer.{n}": 0.1}) for n in (0, 1)]
+    last = train(model, tmp_path, *callbacks, max_steps=1).state.log_history[0]
+    assert last["l2_sp"] != last["l2_sp_2"]
+
+
+class Broken(Exception):
+    """Ends a training in its midst."""
+
+
+class Breaks(Trainer):
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self.state.global_step == 1:
+            raise Broken
+        return super().training_step(*args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["bss", "delta", "l2_sp"])
+def test_a_training_that_broke_off_leaves_nothing_to_the_next(kind: str, tmp_path: Path) -> None:
+    ends = []
+    for breaks in (False, True):
+        torch.manual_seed(0)
+        model = still_bert()
+        start = {name: p.detach().clone() for name, p in model.named_parameters()}
+        if breaks:
+            callback = PenaltyCallback(model, kind, 0.5)
+            arguments = train(still_bert(), tmp_path, max_steps=2).args
+            with pytest.raises(Broken):
+                Breaks(
+                    model,
+                    arguments,
+                    train_dataset=examples(),  # type: ignore[arg-type]
+                    callbacks=[callback],
+                ).train()
+            model.load_state_dict(start, strict=False)
+        source = {name: 0.9 * p for name, p in start.items()}
+        train(model, tmp_path, PenaltyCallback(model, kind, 0.1, source=source))
+        ends.append([p.detach() for p in model.parameters()])
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=0)
+
+
+def test_hooks_go_with_the_callback_of_a_training_that_broke_off(tmp_path: Path) -> None:
+    import gc
+
+    model = still_bert()
+    before = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    arguments = train(still_bert(), tmp_path, max_steps=2).args
+    callback = PenaltyCallback(model, "delta", 0.5)
+    with pytest.raises(Broken):
+        Breaks(model, arguments, train_dataset=examples(), callbacks=[callback]).train()  # type: ignore[arg-type]
+    del callback
+    gc.collect()
+    after = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    assert after == before
+
+
+def test_what_peft_saves_whole_keeps_its_source() -> None:
+    model = still_bert()
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True  # as transformers marks what it has loaded
+    wrapped = get_peft_model(
+        model, LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"])
+    )
+    covered = PenaltyCallback(wrapped, "l2_sp", 0.1).coverage.to_source
+    assert any(name.endswith("classifier.modules_to_save.default.weight") for name in covered)
+
+
+@pytest.mark.parametrize("kind", ["l2_sp", "euclidean", "cosine", "orthogonal"])
+@pytest.mark.parametrize("mode", ["coupled", "decoupled"])
+def test_lora_in_float32_beside_a_half_precision_base(kind: str, mode: str, tmp_path: Path) -> None:
+    model = still_bert().to(torch.bfloat16)
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["query"]))
+    wrapped.accepts_loss_kwargs = False
+    assert adapted_weights(wrapped)[0].a.dtype == torch.float32
+    callback = PenaltyCallback(wrapped, kind, 0.1, mode=mode)
+    logged = train(wrapped, tmp_path, callback, max_steps=2, bf16=True).state.log_history
+    assert torch.isfinite(torch.tensor(logged[0][kind]))
+
+
+def test_biases_that_learn_beside_lora_find_their_source(tmp_path: Path) -> None:
+    model = bert()
+    model.save_pretrained(tmp_path)
+    lora(model, "classifier", bias="lora_only")
+    callback = PenaltyCallback(model, "l2_sp", 0.1, source=tmp_path)
+    assert any(name.endswith("base_layer.bias") for name in callback._source)
+
+
+def test_activations_need_no_copy_of_the_weights() -> None:
+    assert not PenaltyCallback(still_bert(), "bss", 0.1)._source
+    assert not PenaltyCallback(still_bert(), "delta", 0.1)._source
+
+
+def test_weights_on_the_meta_device_are_refused() -> None:
+    with pytest.raises(InputError, match="fsdp_cpu_ram_efficient_loading"):
+        PenaltyCallback(still_bert().to("meta"), "l2_sp", 0.1)

@@ -1,4 +1,4 @@
-"""StochNorm: which statistics a channel is normalised with, and what does not change."""
+"""stochnorm: which statistics a channel is normalised with, and what does not change."""
 
 from __future__ import annotations
 
@@ -308,7 +308,7 @@ def test_a_training_after_one_that_broke_off_leaves_nothing_behind(tmp_path: Pat
 
 @pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
 def test_p_out_of_range_is_found_before_training(p: float) -> None:
-    with pytest.raises(InputError, match=r"StochNorm: p is .*; give a number from 0 "):
+    with pytest.raises(InputError, match=r"stochnorm: p is .*; give a number from 0 "):
         StochNormCallback(batchnorm_resnet(), p)
 
 

@@ -139,7 +139,7 @@ def test_training_is_plain_with_strength_0_and_draws_the_same_random_numbers(
 
 def attached(model: Any, source: Any = None, strength: float = 1.0, **options: Any) -> Any:
     penalty = DELTA(DELTA.Options(**options))
-    penalty.prepare(model, source or {}, options.pop("batches", ()))
+    penalty.prepare(model, source or {}, (), options.pop("batches", ()))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     return penalty.attach(Setting(model, optimizer, [Part(strength)]))
 

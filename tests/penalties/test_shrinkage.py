@@ -123,7 +123,7 @@ def test_strength_0_trains_as_without_a_penalty(tmp_path: Path) -> None:
 
 def attached(model: Any, k: int = 1) -> Any:
     penalty = BSS(BSS.Options(k=k))
-    penalty.prepare(model, {}, ())
+    penalty.prepare(model, {}, (), ())
     return penalty.attach(Setting(model, torch.optim.SGD(model.parameters(), 0.1), [Part(1.0)]))
 
 
@@ -167,7 +167,7 @@ def test_a_model_without_a_head_is_refused(family: str) -> None:
 def test_a_frozen_backbone_is_refused() -> None:
     model = make("bert")
     model.bert.requires_grad_(False)
-    with pytest.raises(InputError, match="nothing there learns"):
+    with pytest.raises(InputError, match="nothing that bss covers learns"):
         PenaltyCallback(model, "bss", 1.0)
 
 

@@ -87,7 +87,7 @@ def test_a_bfloat16_copy_costs_accuracy_and_no_more() -> None:
     source = [t.float() for t in drawn(0, [(100, 100)])]
     theta = [s + 1e-2 * t.float() for s, t in zip(source, drawn(1, [(100, 100)]), strict=True)]
     target = [torch.zeros_like(theta[0])]
-    Dense(theta, source, dtype=torch.bfloat16).add(target, [0.0], [1.0])
+    Dense(theta, [s.bfloat16() for s in source]).add(target, [0.0], [1.0])
     true = theta[0] - source[0]
     error = float((target[0] - true).norm() / true.norm())
     assert target[0].dtype == torch.float32

@@ -1,0 +1,23 @@
+"""What launchers lay around models, parameters' names and optimizers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_IN_NAMES = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+
+
+def bare_name(name: str) -> str:
+    """Return a parameter's name as the unwrapped model has it."""
+    for wrapper in _IN_NAMES:
+        name = name.replace(wrapper, "")
+    return name.removeprefix("module.")
+
+
+def bare_optimizer(optimizer: Any) -> torch.optim.Optimizer | None:
+    """Return torch's own optimizer from under accelerate's; None where there is another kind."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
