@@ -17,7 +17,7 @@ from hfft.penalties.penalty import Penalty, Setting, register
 from hfft.penalties.pull import Bound, Pull
 from hfft.penalties.shards import is_sharded
 from hfft.penalties.spaces import Dense
-from hfft.penalties.weights import Moments, Value, cosine_of, euclidean_of, l2_sp_of
+from hfft.penalties.weights import ALL, Moments, Value, cosine_of, euclidean_of, l2_sp_of
 
 
 class WeightPenalty(Penalty):
@@ -60,18 +60,19 @@ class WeightPenalty(Penalty):
 class _OfMoments(Bound):
     """A penalty that depends on the moments alone."""
 
-    def __init__(self, rule: Any, space: Dense | LowRank, *, same_gradient: bool) -> None:
+    def __init__(self, rule: Any, space: Dense | LowRank, *, of: Sequence[str]) -> None:
         self.variables, self._rule, self._space = space.variables, rule, space
         self._times = 2 if isinstance(space, LowRank) else 1  # A and B share a row of moments
         count = len(self.variables) // self._times
         # the gradient of a squared difference needs no sums
-        self._fixed = ([0.0] * count, [1.0] * count) if same_gradient else None
+        self._fixed = None if of else ([0.0] * count, [1.0] * count)
+        self._of = of
 
     def value(self) -> float:
-        return float(self._found().value)
+        return float(self._found(ALL).value)
 
     def add(self, targets: Sequence[Tensor | None], factors: Sequence[float], step: int) -> None:
-        a, b = self._fixed or (lambda found: (found.a, found.b))(self._found())
+        a, b = self._fixed or (lambda found: (found.a, found.b))(self._found(self._of))
         pairs = [(a[n // self._times], b[n // self._times]) for n in range(len(factors))]
         self._space.add(
             targets,
@@ -79,8 +80,8 @@ class _OfMoments(Bound):
             [one * factor for (_, one), factor in zip(pairs, factors, strict=True)],
         )
 
-    def _found(self) -> Value:
-        found: Value = self._rule(self._space.moments())
+    def _found(self, wanted: Sequence[str]) -> Value:
+        found: Value = self._rule(self._space.moments(wanted))
         return found
 
 
@@ -130,8 +131,8 @@ class _OfFunction(Bound):
 class _Summed(WeightPenalty):
     """A penalty whose value and gradient follow from the moments."""
 
-    same_gradient: ClassVar[bool] = False
-    """Whether the gradient is the difference itself, whatever the moments."""
+    gradient_of: ClassVar[tuple[str, ...]] = ()
+    """The moments that the gradient depends on; none: it is the difference itself."""
 
     @staticmethod
     @abstractmethod
@@ -139,7 +140,7 @@ class _Summed(WeightPenalty):
         """Return the value and the gradient's two numbers."""
 
     def bind(self, space: Dense | LowRank) -> Bound:
-        return _OfMoments(self.rule, space, same_gradient=self.same_gradient)
+        return _OfMoments(self.rule, space, of=self.gradient_of)
 
 
 @register("l2_sp")
@@ -151,7 +152,6 @@ class L2SP(_Summed):
 
         head_strength: float = Field(0, ge=0, description="of the plain L2 on the new head")
 
-    same_gradient = True
     rule = staticmethod(l2_sp_of)
 
     def new_strength(self) -> float:
@@ -163,6 +163,7 @@ class L2SP(_Summed):
 class Euclidean(_Summed):
     """The distance from theta_s, not squared: a pull of the same strength at any distance."""
 
+    gradient_of = ("dd",)
     rule = staticmethod(euclidean_of)
 
 
@@ -170,6 +171,7 @@ class Euclidean(_Summed):
 class Cosine(_Summed):
     """1 - cos(theta, theta_s), summed over tensors: the direction counts, the length does not."""
 
+    gradient_of = ("td", "tt", "ss")
     rule = staticmethod(cosine_of)
 
 
@@ -196,7 +198,6 @@ class Fisher(_Summed):
                 raise ValueError("labels: given goes with the run's own examples, not with data")
             return self
 
-    same_gradient = True
     for_lora = False
     rule = staticmethod(l2_sp_of)
 

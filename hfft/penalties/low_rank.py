@@ -6,7 +6,7 @@ none needs the dense (out, in) product, which is larger than the adapters by in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from hfft.errors import InputError
 from hfft.penalties.shards import is_sharded
 from hfft.penalties.spaces import table_of
-from hfft.penalties.weights import Moments
+from hfft.penalties.weights import ALL, Moments
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class LowRank:
         self.variables = [one for p in products for one in p.learning]
         self._ss: Tensor | None = None
 
-    def moments(self) -> Moments:
-        """Return the sums of `Moments` for each adapted weight.
+    def moments(self, wanted: Collection[str] = ALL) -> Moments:
+        """Return the sums of `Moments` for each adapted weight; all of them, whoever wants some.
 
         |s B A|^2 = s^2 tr((B^T B)(A A^T)) and <W0, s B A> = s tr((B^T W0) A^T).
         """

@@ -72,13 +72,15 @@ class Selection(Attachment):
 
     @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._leads_away = [(dense.along(), dense.moments().dd.sqrt()) for dense, _ in self._parts]
+        self._leads_away = [
+            (dense.along(), dense.moments(("dd",)).dd.sqrt()) for dense, _ in self._parts
+        ]
 
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         factor = self._setting.factor()
         for (dense, strength), (along, before) in zip(self._parts, self._leads_away, strict=True):
-            share = growth(dense.moments().dd.sqrt(), before) * (along > 0)
+            share = growth(dense.moments(("dd",)).dd.sqrt(), before) * (along > 0)
             back = (-strength * factor * share).tolist()
             dense.add([w.detach() for w in dense.variables], [0.0] * len(back), back)
 

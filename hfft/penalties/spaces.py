@@ -7,13 +7,13 @@ in between never takes the memory of a second model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from hfft.penalties.shards import local, sharded_like, summed
-from hfft.penalties.weights import Moments
+from hfft.penalties.weights import ALL, Moments
 
 # elements: on a CPU, what is made of a block is still in the cache when it is read again
 _BLOCK = {"cpu": 2**17, "other": 2**25}
@@ -45,10 +45,10 @@ class Dense:
         ]
         self._ss: Tensor | None = None
 
-    def moments(self) -> Moments:
-        """Return the sums, over all processes that hold parts."""
+    def moments(self, wanted: Collection[str] = ALL) -> Moments:
+        """Return the sums, over all processes that hold parts; 0 for those that nobody wants."""
         own = [
-            _sums(local(w), s, self.importance[n] if self.importance else None)
+            _sums(local(w), s, self.importance[n] if self.importance else None, wanted)
             for n, (w, s) in enumerate(zip(self.variables, self.source, strict=True))
         ]
         if self._ss is None:  # the source never changes
@@ -106,14 +106,17 @@ def _difference(weight: Tensor, source: Tensor | None) -> Tensor:
     return weight if source is None else weight - source
 
 
-def _sums(weight: Tensor, source: Tensor | None, importance: Tensor | None) -> Tensor:
+def _sums(
+    weight: Tensor, source: Tensor | None, importance: Tensor | None, wanted: Collection[str]
+) -> Tensor:
     """Return <d, d>, <theta, d> and <theta, theta>: float64, of shape (3,)."""
     found = []
     for w, s, i in _blocks(weight, source, importance):
         assert w is not None
         d, w = _difference(w, s).flatten(), _precise(w).flatten()
         weighted = d if i is None else d * i.flatten()
-        found += [torch.dot(weighted, d), torch.dot(w, d), torch.dot(w, w)]
+        pairs = {"dd": (weighted, d), "td": (w, d), "tt": (w, w)}
+        found += [torch.dot(*pairs[k]) if k in wanted else d.new_zeros(()) for k in pairs]
     return _wide(torch.stack(found)).view(-1, 3).sum(0)
 
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 Tensors = Sequence[Tensor]
+ALL = ("dd", "td", "tt", "ss")
+"""The names of the sums in `Moments`."""
 
 
 @dataclass(frozen=True)
