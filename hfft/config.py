@@ -149,7 +149,7 @@ class StageFields(Recipe):
 
     penalty: Annotated[
         tuple[PenaltyConfig, ...] | None, Field(strict=False), BeforeValidator(_listed)
-    ] = Field(None, description="one, or a list, added up")
+    ] = Field(None, min_length=1, description="one, or a list, added up")
     mixout: float | None = Field(
         None, gt=0, lt=1, description="share of weights replaced by the source's in each forward"
     )

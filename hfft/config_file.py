@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,12 +47,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         config = Config.model_validate(values)
         problems += _check_stages(config) + _check_lora(config)
     except ValidationError as error:
-        problems += explain(error, Config, ())
+        problems += [_as_written(line, values) for line in explain(error, Config, ())]
     problems += _check_task_options(values.get("task"))
     problems += check_training(values.get("training"))
     if misplaced or problems or config is None:
         raise InputError([*misplaced, *(f"{path}: {problem}" for problem in problems)])
     return config
+
+
+def _as_written(problem: str, values: Mapping[str, Any]) -> str:
+    """Name the place of a penalty as the file has it: one that stands alone has no number."""
+    found = re.match(r"(?:strategy|stages\.(\d+))\.penalty\.0\b", problem)
+    if not found:
+        return problem
+    section = values["stages"][int(found[1])] if found[1] else values["strategy"]
+    alone = isinstance(section["penalty"], dict)
+    return problem.replace(".penalty.0", ".penalty", 1) if alone else problem
 
 
 def check_config(config: Config) -> None:

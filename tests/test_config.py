@@ -353,15 +353,15 @@ def test_one_penalty_stands_for_a_list_of_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("penalty", "said"),
     [
-        ({"strength": -0.1}, "stages.0.penalty.0.strength"),
-        ({"strength": float("nan")}, "stages.0.penalty.0.strength"),
-        ({"strength": float("inf")}, "stages.0.penalty.0.strength"),
-        ({"strength": {"*": -1}}, "stages.0.penalty.0.strength"),
-        ({}, "stages.0.penalty.0.strength: is missing"),
+        ({"strength": -0.1}, "stages.0.penalty.strength"),
+        ({"strength": float("nan")}, "stages.0.penalty.strength"),
+        ({"strength": float("inf")}, "stages.0.penalty.strength"),
+        ({"strength": {"*": -1}}, "stages.0.penalty.strength"),
+        ({}, "stages.0.penalty.strength: is missing"),
         ({"strength": 1, "kind": "l2sp"}, "stages.0.penalty.kind: there is no penalty 'l2sp'"),
         ({"strength": 1, "head_strenth": 1}, "stages.0.penalty.head_strenth: unknown key"),
         ({"strength": 1, "end_factor": 0.5}, "end_factor goes with schedule"),
-        ({"strength": 1, "mode": "coupledd"}, "stages.0.penalty.0.mode"),
+        ({"strength": 1, "mode": "coupledd"}, "stages.0.penalty.mode"),
         ({"strength": 1, "kind": "spd", "mode": "decoupled"}, "spd has no decoupled form"),
     ],
 )
@@ -370,6 +370,16 @@ def test_a_wrong_penalty_is_named_with_its_place(
 ) -> None:
     messages = complaints(tmp_path, **penalised(**penalty))
     assert any(said in message for message in messages), messages
+
+
+def test_one_of_several_penalties_has_a_number(tmp_path: Path) -> None:
+    both = [{"kind": "l2_sp", "strength": 1}, {"kind": "spd", "strength": -1}]
+    stage = {"name": "a", "epochs": 1, "penalty": both}
+    assert complaints(tmp_path, stages=[stage])[0].startswith("stages.0.penalty.1.strength: ")
+    empty = complaints(tmp_path, stages=[{**stage, "penalty": []}])
+    assert empty[0].startswith("stages.0.penalty: ")
+    [bare] = complaints(tmp_path, stages=[{**stage, "penalty": "spd"}])
+    assert bare == "stages.0.penalty: a penalty needs a strength: {kind: spd, strength: ...}"
 
 
 def test_a_baseline_takes_no_penalty(tmp_path: Path) -> None:
