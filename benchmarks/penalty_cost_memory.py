@@ -73,12 +73,12 @@ def report_rounding() -> None:
     """Print what a theta_s rounded to bfloat16 does to L2-SP of a large matrix of weights."""
     torch.manual_seed(0)
     source = 0.02 * torch.randn(3072, 768)
-    rounded = Dense([source], [source], dtype=torch.bfloat16)
+    rounded = Dense([source], [source.bfloat16()])
     value = float(l2_sp_of(rounded.moments()).value)
     theta = source + DISTANCE * 0.02 * torch.randn_like(source)
     exact = theta - source
     found = torch.zeros_like(source)
-    moved = Dense([theta], [source], dtype=torch.bfloat16)
+    moved = Dense([theta], [source.bfloat16()])
     moved.add([found], [0.0], [1.0])
     error = float((found - exact).norm() / exact.norm())
     right = float((exact**2).sum() / 2)
