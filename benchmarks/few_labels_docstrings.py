@@ -70,6 +70,12 @@ CHOSEN: dict[int, dict[str, dict[str, float]]] = {
         "full": {"learning_rate": 3e-4},
         "frozen": {"learning_rate": 3e-2},
         "l2_sp": {"learning_rate": 1e-3, "strength": 0.1},
+        # Not tuned here, to save time: the rate of full for the body of lp_ft, one between full's
+        # and frozen's for gradual, and what 5 digits a class came to for the other two.
+        "lp_ft": {"learning_rate": 3e-4},
+        "gradual": {"learning_rate": 1e-3},
+        "cosine": {"learning_rate": 1e-3, "strength": 10.0},
+        "mixout": {"learning_rate": 1e-3, "p": 0.9},
     }
 }
 """What tuning came to: training texts a class, to method, to settings."""

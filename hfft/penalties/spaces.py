@@ -62,7 +62,7 @@ class Dense:
         own = [
             _wide(torch.zeros(1, device=w.device))
             if w.grad is None
-            else _wide((_precise(local(w.grad)) * _difference(local(w), s)).sum().reshape(1))
+            else _along(local(w.grad), local(w), s)
             for w, s in zip(self.variables, self.source, strict=True)
         ]
         return summed(table_of(own, 1), self.variables).flatten()
@@ -118,6 +118,16 @@ def _sums(
         pairs = {"dd": (weighted, d), "td": (w, d), "tt": (w, w)}
         found += [torch.dot(*pairs[k]) if k in wanted else d.new_zeros(()) for k in pairs]
     return _wide(torch.stack(found)).view(-1, 3).sum(0)
+
+
+def _along(gradient: Tensor, weight: Tensor, source: Tensor | None) -> Tensor:
+    """Return <gradient, d>: float64, of shape (1,)."""
+    found = []
+    for g, w, s in _blocks(gradient, weight, source):
+        assert g is not None
+        assert w is not None
+        found.append(torch.dot(_precise(g).flatten(), _difference(w, s).flatten()))
+    return _wide(torch.stack(found)).sum(0, keepdim=True)
 
 
 def _size(source: Tensor | None, weight: Tensor) -> Tensor:
