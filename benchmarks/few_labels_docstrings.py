@@ -55,7 +55,7 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
     "frozen": {"learning_rate": (3e-3, 1e-2, 3e-2)},
     "full": {"learning_rate": (1e-4, 3e-4, 1e-3)},
     "lp_ft": {"learning_rate": (1e-4, 3e-4, 1e-3)},
-    "gradual": {"learning_rate": (3e-4, 1e-3, 3e-3)},
+    "gradual": {"learning_rate": (1e-4, 3e-4, 1e-3)},
     "l2_sp": {"strength": (0.01, 0.1, 1.0)},
     "cosine": {"strength": (1.0, 10.0, 100.0)},
     "mixout": {"p": (0.5, 0.8, 0.9)},
@@ -70,10 +70,10 @@ CHOSEN: dict[int, dict[str, dict[str, float]]] = {
         "full": {"learning_rate": 3e-4},
         "frozen": {"learning_rate": 3e-2},
         "l2_sp": {"learning_rate": 1e-3, "strength": 0.1},
-        # Not tuned here, to save time: the rate of full for the body of lp_ft, one between full's
-        # and frozen's for gradual, and what 5 digits a class came to for the other two.
+        # Not tuned here, to save time: the rate of full for the first two, and what 5 digits a
+        # class came to for the others.
         "lp_ft": {"learning_rate": 3e-4},
-        "gradual": {"learning_rate": 1e-3},
+        "gradual": {"learning_rate": 3e-4},
         "cosine": {"learning_rate": 1e-3, "strength": 10.0},
         "mixout": {"learning_rate": 1e-3, "p": 0.9},
     }
