@@ -46,7 +46,30 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
 What has a strength or a probability goes on top of `full`, at its highest rate.
 """
 
-CHOSEN: dict[int, dict[str, dict[str, float]]] = {}
+CHOSEN: dict[int, dict[str, dict[str, float]]] = {
+    5: {
+        "scratch": {"learning_rate": 3e-3},
+        "frozen": {"learning_rate": 3e-3},
+        "full": {"learning_rate": 3e-4},
+        "lp_ft": {"learning_rate": 1e-3},
+        "gradual": {"learning_rate": 1e-3},
+        "l2_sp": {"learning_rate": 3e-3, "strength": 0.1},
+        "cosine": {"learning_rate": 3e-3, "strength": 10.0},
+        "spd": {"learning_rate": 3e-3, "strength": 3.0},
+        "mixout": {"learning_rate": 3e-3, "p": 0.9},
+    },
+    10: {
+        "scratch": {"learning_rate": 1e-3},
+        "frozen": {"learning_rate": 3e-3},
+        "full": {"learning_rate": 1e-3},
+        "lp_ft": {"learning_rate": 3e-4},
+        "gradual": {"learning_rate": 1e-3},
+        "l2_sp": {"learning_rate": 3e-3, "strength": 0.1},
+        "cosine": {"learning_rate": 3e-3, "strength": 1.0},
+        "spd": {"learning_rate": 3e-3, "strength": 3.0},
+        "mixout": {"learning_rate": 3e-3, "p": 0.9},
+    },
+}
 """What tuning came to: training images a class, to method, to settings."""
 
 
