@@ -41,7 +41,7 @@ from hfft.hooks import (
 from hfft.hooks.freeze import kept_in_eval
 from hfft.hooks.log import drop_unfinished
 from hfft.optim import OptimizerState, learning_rates
-from hfft.penalties.coverage import new_parameters
+from hfft.penalties.coverage import source_tensors
 from hfft.penalty_plan import PlannedPenalty
 from hfft.plan import Plan, Trial
 from hfft.processes import join_processes
@@ -297,10 +297,8 @@ class TrialRun:
         plan = self.plan
         with torch.random.fork_rng():  # a new head is drawn on the way, and is not theta_s
             torch.manual_seed(plan.config.seed)
-            model = load_weights(plan.task.auto_model, plan.config.model, plan.model_config).model
-        new = new_parameters(model)
-        every = (*model.named_parameters(), *model.named_buffers())
-        return {name: tensor.detach() for name, tensor in every if name not in new}
+            loaded = load_weights(plan.task.auto_model, plan.config.model, plan.model_config)
+        return source_tensors(loaded.model)
 
     def _sample(self, penalty: PlannedPenalty) -> DataLoader[Any]:
         """Return examples in a seeded order, for penalties that measure the source on them."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -24,7 +23,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 from hfft.errors import InputError
-from hfft.hooks.wrappers import bare_name, bare_optimizer
+from hfft.hooks.wrappers import accelerator_state, bare_name, bare_optimizer
 from hfft.layers import Freeze, find_layer_groups, frozen_modules
 
 _REMEDY = "make the callback, then a new Trainer with it, and change requires_grad no more"
@@ -112,7 +111,7 @@ class FreezeCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Refuse FSDP1's flat parameters, which learn whole or not at all."""
-        plugin = getattr(_state(), "fsdp_plugin", None)
+        plugin = getattr(accelerator_state(), "fsdp_plugin", None)
         if plugin is None or plugin.fsdp_version != 1 or plugin.use_orig_params:
             return
         if 0 < len(self._learning) < sum(1 for _ in self._model.parameters()):
@@ -143,7 +142,7 @@ class FreezeCallback(TrainerCallback):
         elif self._input_is_frozen and checkpointing:
             _forget_grad_at_input(self._model)
         self._held.enter_context(kept_in_eval(self._model))
-        kind = getattr(_state(), "distributed_type", DistributedType.NO)
+        kind = getattr(accelerator_state(), "distributed_type", DistributedType.NO)
         self._unseen = kind not in _NOT_DDP and dist.is_initialized()
 
     def on_pre_optimizer_step(
@@ -193,11 +192,6 @@ def _bits(parameter: Tensor) -> Tensor:
         gradient = gradient.to_dense()
     kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[gradient.element_size()]
     return gradient.contiguous().view(kind).sum(dtype=torch.int64)
-
-
-def _state() -> AcceleratorState | None:
-    """Return accelerate's state if there is one; AcceleratorState() alone would make it."""
-    return AcceleratorState() if AcceleratorState._shared_state else None
 
 
 def _has_adapters(model: nn.Module) -> bool:

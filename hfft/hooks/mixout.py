@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
@@ -17,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from hfft.complaints import nearest
 from hfft.errors import InputError
 from hfft.penalties.coverage import new_parameters
+from hfft.penalties.shards import is_sharded
 
 # The paper's code mixes the weights of linear layers: no biases, norms or embeddings. Conv1D is
 # GPT-2's linear layer; a convolution is a linear layer on every patch.
@@ -193,11 +193,7 @@ def covered_layers(
 
 
 def _refuse_sharded(parameters: Iterable[Tensor], kind: str) -> None:
-    if not torch.distributed.is_available():
-        return
-    from torch.distributed.tensor import DTensor
-
-    if any(isinstance(parameter, DTensor) for parameter in parameters):
+    if any(is_sharded(parameter) for parameter in parameters):
         raise InputError(
             f"mixout: the parameters of {kind} are sharded (FSDP or tensor parallelism), each "
             f"process holding a part; launch with DDP or on one process"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from hfft.adapters import AdaptedWeight, adapted_weights
 from hfft.complaints import explain
 from hfft.config import PenaltyConfig
 from hfft.errors import InputError
-from hfft.hooks.wrappers import bare_name, bare_optimizer
+from hfft.hooks.wrappers import accelerator_state, bare_name, bare_optimizer
 from hfft.layers import find_layer_groups
 from hfft.penalties.coverage import (
     Coverage,
@@ -34,6 +33,7 @@ from hfft.penalties.coverage import (
     find_coverage,
     learning_weights,
     new_parameters,
+    source_tensors,
     weight_name,
 )
 from hfft.penalties.low_rank import Product
@@ -125,9 +125,8 @@ class PenaltyCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Refuse what keeps the parameters elsewhere."""
-        if AcceleratorState._shared_state and (
-            AcceleratorState().distributed_type == DistributedType.DEEPSPEED
-        ):
+        kind = getattr(accelerator_state(), "distributed_type", None)
+        if kind == DistributedType.DEEPSPEED:
             raise InputError(
                 "penalty: DeepSpeed keeps its own copies of parameters and gradients, where a "
                 "penalty does not reach; launch with DDP or FSDP2"
@@ -306,7 +305,4 @@ def _source(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> Mapp
             f"transformers model; give the source's tensors by name"
         )
     with torch.random.fork_rng():  # what the file lacks is drawn, and nobody must notice
-        loaded: PreTrainedModel = type(model).from_pretrained(source, config=model.config)
-    new = new_parameters(loaded)
-    every = (*loaded.named_parameters(), *loaded.named_buffers())
-    return {name: tensor.detach() for name, tensor in every if name not in new}
+        return source_tensors(type(model).from_pretrained(source, config=model.config))

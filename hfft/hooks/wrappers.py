@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 
 _IN_NAMES = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+
+
+def accelerator_state() -> AcceleratorState | None:
+    """Return accelerate's state if there is one; AcceleratorState() alone would make it."""
+    return AcceleratorState() if AcceleratorState._shared_state else None
 
 
 def bare_name(name: str) -> str:

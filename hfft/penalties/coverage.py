@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfft.adapters import AdaptedWeight, adapted_weights
@@ -123,6 +123,13 @@ def new_parameters(model: nn.Module) -> frozenset[str]:
     brought = set(names.values()) - found
     copied = {name for name in found if _origin(name) in brought}
     return frozenset(found - copied)
+
+
+def source_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return theta_s of a model as it was loaded: parameters, without new ones, and buffers."""
+    new = new_parameters(model)
+    every = (*model.named_parameters(), *model.named_buffers())
+    return {name: tensor.detach() for name, tensor in every if name not in new}
 
 
 def _origin(name: str) -> str:

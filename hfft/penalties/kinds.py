@@ -72,7 +72,11 @@ class _OfMoments(Bound):
         return float(self._found(ALL).value)
 
     def add(self, targets: Sequence[Tensor | None], factors: Sequence[float], step: int) -> None:
-        a, b = self._fixed or (lambda found: (found.a, found.b))(self._found(self._of))
+        if self._fixed is not None:
+            a, b = self._fixed
+        else:
+            found = self._found(self._of)
+            a, b = found.a, found.b
         pairs = [(a[n // self._times], b[n // self._times]) for n in range(len(factors))]
         self._space.add(
             targets,

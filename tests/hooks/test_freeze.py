@@ -244,7 +244,7 @@ def test_mixed_flat_parameters_of_fsdp1_are_refused(monkeypatch: pytest.MonkeyPa
     for version, original, refused in ((1, False, True), (1, True, False), (2, False, False)):
         plugin = SimpleNamespace(fsdp_version=version, use_orig_params=original)
         state = SimpleNamespace(fsdp_plugin=plugin, _shared_state={"one": 1})
-        monkeypatch.setattr(freeze_module, "_state", lambda state=state: state)
+        monkeypatch.setattr(freeze_module, "accelerator_state", lambda state=state: state)
         whole.on_init_end(*[None] * 3)  # type: ignore[arg-type]
         if refused:
             with pytest.raises(InputError, match="fsdp_use_orig_params: true"):
