@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,7 @@ def training_arguments(
         "ddp_find_unused_parameters": False,  # what is frozen was frozen before wrapping
         "ddp_broadcast_buffers": False,  # ReplicasCallback averages what each process gathered
         "dataloader_pin_memory": has_accelerator(),
+        "dataloader_num_workers": _workers(),
         "label_names": ["labels"],
     }
     of_stage = {key: value for key in OF_STAGE if (value := getattr(stage, key)) is not None}
@@ -51,6 +54,9 @@ def training_arguments(
         "logging_nan_inf_filter": False,  # it hides what StageTrainer stops at
     }
     values = {**ours, **config.training, **of_stage, **fixed}
+    # else they are forked anew for each epoch and each evaluation; no workers can't persist
+    persistent = has_accelerator() and values["dataloader_num_workers"] not in (0, None)
+    values.setdefault("dataloader_persistent_workers", persistent)
     # rotation deletes older checkpoints before the newest is sealed, so one more must stay
     values["save_total_limit"] = max(2, values["save_total_limit"] or 2)
     try:
@@ -60,6 +66,21 @@ def training_arguments(
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # nn.DataParallel is never right here; accelerate launch is
     return arguments
+
+
+def _workers() -> int:
+    """Return how many processes prepare examples for this one.
+
+    An accelerator is fed by all processors but the one that drives it, shared with the other
+    processes here; 8 at most. Without one, they would compete with the training.
+    Where a new process is not a fork, a task's transform can't be handed to it.
+    """
+    if not has_accelerator() or multiprocessing.get_context().get_start_method() != "fork":
+        return 0
+    affinity = getattr(os, "sched_getaffinity", None)
+    processors = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(0, min(8, processors // processes - 1))
 
 
 def rehearse(config: Config, planned: PlannedStage) -> None:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from hfft.errors import InputError
 
@@ -30,8 +31,16 @@ SPLIT_NAMES = frozenset({"train", "validation", "val", "valid", "dev", "test"})
 _STUBS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 """Formats that Pillow names but can't decode by itself."""
 
-_DRAFT = (32, 32)
-"""Pixels. A JPEG is checked at up to an eighth of its size: all its bytes are still read."""
+_CHECKED = 16
+"""Pixels a side of a check's view: a JPEG's bytes are all read, few of its pixels are made."""
+
+_SPARE = 2
+"""Decoded pixels a side for each one wanted, at least, where a JPEG is decoded at reduced scale.
+
+Photos then stay within 0.2 to 0.8 of 255 of the whole decoding, on average; at 1, up to 3."""
+
+_UPRIGHT, _TURNED = 1, frozenset({5, 6, 7, 8})
+"""Orientation marks: of an image as it should be, and those that swap width and height."""
 
 _ROWS_AT_ONCE = 256
 """Rows held in memory by the check, for data sets that keep the encoded images in their rows."""
@@ -167,10 +176,53 @@ def open_image(value: Mapping[str, Any]) -> Image.Image:
     Raises:
         InputError: the image can't be decoded; the message names the file and says why.
     """
-    image, reason = _attempt(value)
-    if image is None:
+    return open_view(value, _whole).image
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of an image, in pixels of the whole upright image, and the size it is wanted at."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    columns: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as `open_image` returns it, or smaller.
+
+    Attributes:
+        image: RGB, upright.
+        view: what was asked for.
+        divisor: 2, 4 or 8 where the sides were decoded at that fraction of their length, else 1.
+    """
+
+    image: Image.Image
+    view: View
+    divisor: int
+
+
+def open_view(value: Mapping[str, Any], choose: Callable[[int, int], View]) -> Picture:
+    """Opens an image as `open_image` does, at reduced scale where the view has pixels to spare.
+
+    A JPEG of many pixels is decoded several times faster at a half, a quarter or an eighth of its
+    size, which keeps all that a much smaller view shows.
+
+    Args:
+        value: as for `open_image`.
+        choose: is handed the image's width and height, upright, before its pixels are decoded.
+
+    Raises:
+        InputError: as `open_image`.
+    """
+    picture, reason = _attempt(value, choose)
+    if picture is None:
         raise InputError(f'image "{_name(value)}" can\'t be read: {reason}')
-    return image
+    return picture
 
 
 def check_images(dataset: datasets.Dataset, column: str) -> list[tuple[int, str, str]]:
@@ -202,12 +254,16 @@ def _name(value: Mapping[str, Any] | None) -> str:
 
 def _flaw(value: Mapping[str, Any] | None) -> str:
     """Why an image can't be decoded, or ""; lets go of the pixels at once."""
-    return _attempt(value, draft=True)[1]
+    return _attempt(value, lambda w, h: View(0, 0, w, h, _CHECKED, _CHECKED))[1]
+
+
+def _whole(width: int, height: int) -> View:
+    return View(0, 0, width, height, width, height)
 
 
 def _attempt(
-    value: Mapping[str, Any] | None, *, draft: bool = False
-) -> tuple[Image.Image | None, str]:
+    value: Mapping[str, Any] | None, choose: Callable[[int, int], View]
+) -> tuple[Picture | None, str]:
     """The image and "", or None and why not. Pillow's plug-ins raise errors of every kind."""
     path, data = str((value or {}).get("path") or ""), (value or {}).get("bytes")
     if data is None and not path:
@@ -220,10 +276,11 @@ def _attempt(
         if not (os.path.getsize(path) if data is None else len(data)):
             return None, "the file is empty"
         with Image.open(path if data is None else io.BytesIO(data)) as image:
-            if draft:
-                image.draft("RGB", _DRAFT)
+            mark = _orientation(image)
+            view = choose(*(image.size[::-1] if mark in _TURNED else image.size))
+            divisor = _reduce(image, view, mark)
             image.load()
-            return _to_rgb(_upright(image)), ""
+            return Picture(_to_rgb(_upright(image, mark)), view, divisor), ""
     except Exception as error:
         return None, _reason(error)
 
@@ -243,8 +300,32 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT))
+    except Exception:
+        return _UPRIGHT
+
+
+def _reduce(image: Image.Image, view: View, mark: int) -> int:
+    """Has a JPEG decoded at the smallest scale that serves the view; returns its divisor."""
+    if image.format not in {"JPEG", "MPO"} or image.mode not in {"RGB", "L"}:
+        return 1
+    spare = min(view.width / view.columns, view.height / view.rows) / _SPARE
+    width, height = image.size
+    for divisor in (8, 4, 2):
+        # a side that it doesn't divide ends in part of a pixel, which turning would put in front
+        whole = width % divisor == height % divisor == 0
+        if divisor <= spare and (whole or mark == _UPRIGHT):
+            drafted = image.draft(None, (width // divisor, height // divisor))
+            return divisor if drafted else 1
+    return 1
+
+
+def _upright(image: Image.Image, mark: int) -> Image.Image:
     """Applies the orientation mark; a damaged mark is no reason to lose the picture."""
+    if mark == _UPRIGHT:  # where there is nothing to do, Pillow copies the image
+        return image
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
@@ -266,4 +347,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfft.allocator import keep_freed_memory
 from hfft.config import Config
 from hfft.config_file import check_config, load_config
 from hfft.errors import InputError
 from hfft.folder import RunFolder, describe_environment
 from hfft.hub import push, write_card
 from hfft.plan import Plan, make_plan
-from hfft.processes import join_processes
+from hfft.processes import has_accelerator, join_processes
 from hfft.trial import TrialRun
 
 logger = logging.getLogger("hfft")
@@ -63,6 +64,8 @@ def train(
         check_config(config)
     started = time.monotonic()
     processes = join_processes()
+    if not has_accelerator():
+        keep_freed_memory()
     folder = RunFolder(config.output_dir)
     folder.check(config, processes.num_processes, resume=resume, overwrite=overwrite)
     if resume and folder.metrics.exists():

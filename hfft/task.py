@@ -18,18 +18,24 @@ from transformers import PretrainedConfig
 from hfft.config import ModelConfig, Section
 from hfft.data import Column
 from hfft.errors import InputError
-from hfft.images import find_images, open_image
+from hfft.image_inputs import Preparation, as_pixels, find_preparation, open_pixels
+from hfft.images import View, find_images, open_image
 
 __all__ = [
     "Column",
     "InputError",
     "ModelConfig",
+    "Preparation",
     "Row",
     "Section",
     "Task",
     "Transform",
+    "View",
+    "as_pixels",
     "find_images",
+    "find_preparation",
     "open_image",
+    "open_pixels",
 ]
 
 Row = Mapping[str, Any]
@@ -61,6 +67,11 @@ class Task(ABC):
 
     def __init__(self, options: BaseModel) -> None:
         self.options = options
+
+    @property
+    def augments(self) -> bool:
+        """Whether `transform` for training is random: its examples can't be computed once then."""
+        return True
 
     @abstractmethod
     def configure(self, config: PretrainedConfig, labels: Sequence[str]) -> None:

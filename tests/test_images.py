@@ -13,13 +13,34 @@ import pytest
 from PIL import Image
 
 from hfft.errors import InputError
-from hfft.images import check_images, class_folders, find_images, image_splits, open_image
+from hfft.images import (
+    Picture,
+    View,
+    check_images,
+    class_folders,
+    find_images,
+    image_splits,
+    open_image,
+    open_view,
+)
 
 
 def save(path: Path, image: Image.Image | None = None, **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     (image or Image.new("RGB", (8, 8), "red")).save(path, **options)
     return path
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Large and small shapes, gradients and a little noise, as a camera might have seen them."""
+    random = np.random.default_rng(seed)
+    layers = np.zeros((height, width, 3), np.float32)
+    for cells, contrast in ((4, 40), (16, 30), (64, 20)):
+        coarse = random.normal(128, contrast, (cells, cells, 3)).clip(0, 255).astype(np.uint8)
+        smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        layers += np.asarray(smooth, np.float32) / 3
+    layers += random.normal(0, 3, layers.shape)
+    return Image.fromarray(layers.clip(0, 255).astype(np.uint8))
 
 
 def opened(path: Path) -> Image.Image:
@@ -97,6 +118,68 @@ def test_too_many_pixels_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(InputError, match=r"too many pixels.*make it smaller"):
         opened(path)
+
+
+def viewed(path: Path, columns: int, rows: int) -> Picture:
+    """All of an image, wanted at this size."""
+    return open_view(
+        {"path": str(path), "bytes": None}, lambda w, h: View(0, 0, w, h, columns, rows)
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "divisor"), [(400, 1), (201, 1), (200, 2), (100, 4), (50, 8), (10, 8)]
+)
+def test_jpeg_is_decoded_at_a_scale_that_leaves_two_pixels_for_one(
+    columns: int, divisor: int, tmp_path: Path
+) -> None:
+    picture = viewed(save(tmp_path / "a.jpg", photo(800, 600)), columns, columns * 3 // 4)
+    assert picture.divisor == divisor
+    assert picture.image.size == (800 // divisor, 600 // divisor)
+
+
+def test_the_narrower_side_decides_the_scale(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", photo(1600, 200))
+    assert viewed(path, 100, 100).divisor == 1
+    assert viewed(path, 100, 50).divisor == 2
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp", "a.bmp"])
+def test_other_formats_are_decoded_whole(name: str, tmp_path: Path) -> None:
+    picture = viewed(save(tmp_path / name, photo(800, 600)), 50, 40)
+    assert (picture.divisor, picture.image.size) == (1, (800, 600))
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "divisor"),
+    [
+        ("RGB", {"progressive": True}, 4),
+        ("L", {}, 4),
+        ("CMYK", {}, 1),
+        ("RGB", {"subsampling": 0}, 4),
+    ],
+)
+def test_every_kind_of_jpeg_looks_the_same_at_reduced_scale(
+    mode: str, options: dict[str, Any], divisor: int, tmp_path: Path
+) -> None:
+    path = save(tmp_path / "a.jpg", photo(800, 600).convert(mode), quality=90, **options)
+    picture = viewed(path, 100, 75)
+    assert (picture.divisor, picture.image.mode) == (divisor, "RGB")
+    whole, reduced = (
+        np.asarray(image.resize((100, 75), Image.Resampling.BICUBIC), float)
+        for image in (opened(path), picture.image)
+    )
+    assert np.abs(whole - reduced).mean() < 0.6
+
+
+def test_damaged_files_say_the_same_at_reduced_scale(tmp_path: Path) -> None:
+    (tmp_path / "notes.jpg").write_text("hello")
+    for path in (truncated_jpeg(tmp_path / "a.jpg"), tmp_path / "notes.jpg", tmp_path / "no.jpg"):
+        with pytest.raises(InputError) as whole:
+            opened(path)
+        with pytest.raises(InputError) as reduced:
+            viewed(path, 10, 10)
+        assert str(reduced.value) == str(whole.value)
 
 
 def test_check_finds_every_kind_of_bad_image_with_its_row(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_labels_sort_naturally_and_come_out_of_the_pipeline(
     tmp_path: Path, timm_folder: Path, image_folder: Path
 ) -> None:
     config = write_config(tmp_path / "c.yaml", timm_folder, image_folder)
-    model_dir = hfft.train(config, ["strategy.epochs=8", "training.learning_rate=0.01"]).model_dir
+    model_dir = hfft.train(config, ["strategy.epochs=20", "training.learning_rate=0.01"]).model_dir
     model = AutoModelForImageClassification.from_pretrained(model_dir)
     assert model.config.id2label == {0: "1", 1: "2", 2: "10"}
     run = pipeline("image-classification", model=str(model_dir))

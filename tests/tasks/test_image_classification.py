@@ -25,6 +25,7 @@ from hfft.examples import seeded
 from hfft.source import load_weights, read_model_config, skeleton
 from hfft.task import InputError
 from hfft.tasks.image_classification import ImageClassification, ImageOptions
+from tests.test_images import photo
 
 LABELS = ["1", "2", "10"]
 
@@ -42,17 +43,24 @@ def row(image_folder: Path) -> dict[str, Any]:
     return {"image": {"path": str(image_folder / "train/10/0.png"), "bytes": None}, "label": 2}
 
 
+def values_apart(processor: Any, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Differences in values of 255."""
+    own = getattr(processor, "image_std", None) or processor.data_config["std"]
+    return (one - other).abs() * 255 * torch.tensor(own).view(3, 1, 1)
+
+
 @pytest.mark.parametrize("folder", ["vit_folder", "timm_folder"])
 def test_evaluation_input_is_the_models_own_preprocessing(
     folder: str, image_folder: Path, request: pytest.FixtureRequest
 ) -> None:
     source = request.getfixturevalue(folder)
-    task, _, processor = prepared(source)
-    inputs = task.transform(processor, training=False)(row(image_folder))
     image = Image.open(image_folder / "train/10/0.png").convert("RGB")
     own = AutoImageProcessor.from_pretrained(source)(image, return_tensors="pt")["pixel_values"][0]
-    assert torch.equal(inputs["pixel_values"], own)
-    assert inputs["labels"] == 2
+    for decode, most in (("exact", 0.0), ("fast", 1.01)):
+        task, _, processor = prepared(source, decode=decode)
+        inputs = task.transform(processor, training=False)(row(image_folder))
+        assert inputs["labels"] == 2
+        assert values_apart(processor, inputs["pixel_values"], own).max() <= most
 
 
 @pytest.mark.parametrize("folder", ["vit_folder", "timm_folder"])
@@ -82,6 +90,50 @@ def test_augmentation_is_random_in_training_alone(
     assert any(not torch.equal(draws[0], other) for other in draws[1:])
     assert torch.equal(draw(True, 3), draws[3])
     assert torch.equal(draw(False, 0), draw(False, 1))
+
+
+@pytest.mark.parametrize("folder", ["vit_folder", "timm_folder"])
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        "none",
+        "default",
+        {"horizontal_flip": 1.0},
+        {"rotate": 20},
+        {"scale": (0.1, 0.5), "color_jitter": 0.4, "rotate": 10},
+    ],
+)
+@pytest.mark.parametrize("size", [(800, 600), (801, 603), (40, 60)])
+def test_decode_fast_and_exact_draw_the_same_and_show_the_same(
+    size: tuple[int, int],
+    augmentation: object,
+    folder: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    photo(*size).save(tmp_path / "a.jpg", quality=90)
+    example = {"image": {"path": str(tmp_path / "a.jpg"), "bytes": None}, "label": 2}
+    made = []
+    for decode in ("fast", "exact"):
+        options = {"decode": decode, "augmentation": augmentation}
+        task, _, processor = prepared(request.getfixturevalue(folder), **options)
+        with seeded(0):
+            made.append(task.transform(processor, training=True)(example)["pixel_values"])
+    assert values_apart(processor, *made).mean() < 1
+
+
+def test_batch_is_the_examples_whatever_their_order_in_memory(timm_folder: Path) -> None:
+    task, _, _ = prepared(timm_folder)
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.rand(2, 3, 4, 5, generator=random)
+    for examples in (pixels, pixels.contiguous(memory_format=torch.channels_last)):
+        rows = [{"pixel_values": one, "labels": 0} for one in examples]
+        assert torch.equal(task.collate(rows)["pixel_values"], pixels)
+
+
+def test_unknown_way_to_decode_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"decode"):
+        ImageOptions.model_validate({"decode": "quick"})
 
 
 def test_no_augmentation_makes_training_input_the_evaluation_input(
