@@ -224,7 +224,10 @@ def frozen_modules(model: nn.Module) -> list[nn.Module]:
             found += [child] if next_is_frozen else []
         else:
             inside = frozen_modules(child)
-            next_is_frozen = inside == [child]
+            first = child  # of blocks that stand in a list, the first is what comes next
+            while first not in inside and isinstance(first, nn.ModuleList | nn.Sequential):
+                first = next(first.children())
+            next_is_frozen = first in inside
             found += inside
     return found
 
