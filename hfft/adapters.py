@@ -272,6 +272,8 @@ def _default_targets(config: Any, model: Any, layers: Mapping[str, nn.Module]) -
         config.target_modules = default
         return []
     linear = _linear(layers)
+    if config.layers_to_transform is not None:  # which peft heeds in suffixes, not in whole paths
+        linear = sorted({path.rpartition(".")[2] for path in linear})
     kind = "linear layers" if linear else "convolutions"
     config.target_modules = linear or [p for p, m in layers.items() if type(m) in _CONVOLUTIONS]
     return [

@@ -6,10 +6,10 @@ import multiprocessing
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PretrainedConfig, TrainingArguments
 
 from hfft.config import Config
 from hfft.errors import InputError
@@ -93,6 +93,7 @@ def rehearse(config: Config, planned: PlannedStage) -> None:
         InputError: the arguments are wrong, or need what is not installed.
     """
     model = nn.Linear(1, 1, bias=False)
+    model.config = cast(Any, PretrainedConfig())  # label smoothing looks at it
     with TemporaryDirectory() as nothing:
         arguments = training_arguments(config, planned, Path(nothing), config.seed)
         examples: Any = [{"input_ids": [0]}]

@@ -69,7 +69,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Print a model's scores on a split."""
     from hfft.inference import evaluate as score
     from hfft.inference import open_finished
-    from hfft.report import table
+    from hfft.table import table
 
     result = score(open_finished(arguments.model), arguments.data, arguments.split)
     if arguments.json:
@@ -118,6 +118,16 @@ def schema(_arguments: argparse.Namespace) -> None:
     from hfft.config_file import json_schema
 
     print(json.dumps(json_schema(), indent=2))
+
+
+def cache(arguments: argparse.Namespace) -> None:
+    """List the feature cache's entries, or remove some."""
+    from hfft.features import verbs
+
+    if arguments.action == "ls":
+        print(verbs.listing(as_json=arguments.json))
+    else:
+        verbs.remove(arguments.keys, everything=arguments.all)
 
 
 def _load(arguments: argparse.Namespace) -> Config:
@@ -176,6 +186,14 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--public", action="store_true", help="default: private")
     added = verb("tasks", "list the tasks there are")
     added.add_argument("--json", action="store_true", help="print JSON")
+    actions = verb("cache", "list or remove what the feature cache keeps").add_subparsers(
+        dest="action", metavar="ACTION", required=True
+    )
+    added = actions.add_parser("ls", help="list the entries and their sizes")
+    added.add_argument("--json", action="store_true", help="print JSON, with all there is to know")
+    added = actions.add_parser("rm", help="remove entries that no run uses")
+    added.add_argument("keys", nargs="*", metavar="KEY", help="a key, or how it begins")
+    added.add_argument("--all", action="store_true", help="every entry")
     verb("schema", "print the config's JSON Schema, for editors")
     return parser
 

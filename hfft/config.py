@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -12,8 +14,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    WithJsonSchema,
     model_validator,
 )
+
+from hfft.yaml_file import whole_section
 
 
 class Section(BaseModel):
@@ -267,6 +272,57 @@ class Baseline(Recipe):
     name: Literal["scratch", "frozen"]
 
 
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def _bytes(value: object) -> object:
+    """Read `20GB`, or 2e10, as a number of bytes."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", value.upper())
+    if found is None:
+        raise ValueError(f"expected a size such as 500MB or 20GB, found {value!r}")
+    return int(Decimal(found[1]) * _UNITS[found[2]])
+
+
+def _mode(value: object) -> object:
+    """Read what YAML makes of `on` and `off`."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+class FeatureCacheConfig(Section):
+    """How the output of frozen layers is kept, so that each example passes them once."""
+
+    mode: Annotated[Literal["auto", "on", "off"], BeforeValidator(_mode)] = Field(
+        "auto",
+        description="auto: where it pays; on: wherever it is right; off: compute it in every epoch",
+    )
+    views: int | None = Field(
+        None,
+        gt=0,
+        description="augment each training example in this many ways, drawn from in each epoch",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="of what is stored; default: as computed"
+    )
+    limit: Annotated[
+        int | None,
+        BeforeValidator(_bytes),
+        WithJsonSchema({"type": ["integer", "number", "string", "null"]}),
+    ] = Field(
+        None,
+        gt=0,
+        description="of the cache folder, such as 20GB; default: half the free disk",
+    )
+
+
+def _feature_cache(value: object) -> object:
+    """Let a mode, or a limit, stand for the section."""
+    return whole_section("feature_cache", value)
+
+
 def _repo_id(value: str) -> str:
     from huggingface_hub.utils._validators import validate_repo_id
 
@@ -301,6 +357,10 @@ class Config(Section):
     )
     training: dict[str, Any] = Field(
         default_factory=dict, description="any field of transformers.TrainingArguments"
+    )
+    feature_cache: Annotated[FeatureCacheConfig, BeforeValidator(_feature_cache)] = Field(
+        default_factory=FeatureCacheConfig,
+        description="auto, on, off, a limit such as 20GB, or its fields",
     )
     hub: HubConfig | None = Field(None, description="push the result here at the end")
     output_dir: LocalPath = Field(

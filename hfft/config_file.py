@@ -102,6 +102,11 @@ def json_schema() -> dict[str, Any]:
     definitions["PenaltyConfig"] = {"anyOf": forms}
     sections["model"] = {"anyOf": [sections["model"], {"type": "string"}]}
     sections["strategy"]["anyOf"].append({"enum": _names_of(StrategyConfig)})
+    cache = sections["feature_cache"]
+    sections["feature_cache"] = {
+        "anyOf": [{"$ref": cache.pop("$ref")}, {"type": ["string", "boolean", "number"]}],
+        **cache,
+    }
     baseline = sections["baselines"]
     baseline["items"] = {"anyOf": [baseline["items"], {"enum": ["scratch", "frozen"]}]}
     for form in definitions.values():

@@ -39,14 +39,20 @@ class LoadedData:
         labels: class names in the model's order; None for a task without a label column.
         notes: sentences for the user: what was held out, what was left out, what looks odd.
         skipped: the undecodable files that were left out.
-        fingerprint: changes with the files (path, size, time of change) and with the choice.
+        fingerprints: of each split; changes with its files (path, size, time of change), with the
+            choice of rows, and with their labels.
     """
 
     splits: datasets.DatasetDict
     labels: list[str] | None
     notes: list[str]
     skipped: list[str]
-    fingerprint: str
+    fingerprints: Mapping[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all splits together."""
+        return hashlib.sha256(repr(sorted(self.fingerprints.items())).encode()).hexdigest()
 
 
 def load_data(config: DataConfig, columns: Mapping[str, Column], *, seed: int) -> LoadedData:
@@ -84,8 +90,8 @@ def load_data(config: DataConfig, columns: Mapping[str, Column], *, seed: int) -
         raise InputError(dict.fromkeys(problems))
     chosen = {name: (parts[name], rows[name]) for name in choices if name in parts}
     splits = {n: _finish(part, request.label, names).select(r) for n, (part, r) in chosen.items()}
-    fingerprint = _fingerprint(chosen, names)
-    return LoadedData(datasets.DatasetDict(splits), names, notes, skipped, fingerprint)
+    fingerprints = {name: _fingerprint(*one, names) for name, one in chosen.items()}
+    return LoadedData(datasets.DatasetDict(splits), names, notes, skipped, fingerprints)
 
 
 def load_split(
@@ -210,12 +216,9 @@ def _finish(part: Part, label: str | None, names: list[str] | None) -> datasets.
     return labelling.encode(part.dataset, label, part.ids, names)
 
 
-def _fingerprint(chosen: Mapping[str, tuple[Part, Ids]], names: list[str] | None) -> str:
-    digest = hashlib.sha256(repr(names).encode())
-    for name, (part, rows) in chosen.items():
-        spans = [(start, end) for _, start, end in part.ranges]
-        digest.update(
-            "\n".join([name, repr(spans), *part.identity]).encode(errors="surrogateescape")
-        )
-        digest.update(rows.tobytes() + (b"" if part.ids is None else part.ids.tobytes()))
+def _fingerprint(part: Part, rows: Ids, names: list[str] | None) -> str:
+    spans = [(start, end) for _, start, end in part.ranges]
+    identity = "\n".join([repr(names), repr(spans), *part.identity])
+    digest = hashlib.sha256(identity.encode(errors="surrogateescape"))
+    digest.update(rows.tobytes() + (b"" if part.ids is None else part.ids.tobytes()))
     return digest.hexdigest()

@@ -180,7 +180,7 @@ class RunFolder:
                 )
 
     def _check_same(self, config: Config) -> None:
-        before, now = read_yaml(self.config), config_values(config)
+        before, now = map(_deciding, (read_yaml(self.config), config_values(config)))
         keys = (before.keys() | now.keys()) - {"output_dir"}  # a run folder may be moved
         changed = sorted(key for key in keys if before.get(key) != now.get(key))
         if changed:
@@ -188,6 +188,13 @@ class RunFolder:
                 f"--resume: {self.path} was started with another {', '.join(changed)} "
                 f"({self.config}); use the config it was started with, or --overwrite"
             )
+
+
+def _deciding(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of a config where features are kept, which changes no result."""
+    cache = values.get("feature_cache", {})
+    own = {name: value for name, value in cache.items() if name not in ("mode", "limit")}
+    return values | {"feature_cache": own}
 
 
 def describe_environment(processes: int, fingerprint: str) -> dict[str, Any]:

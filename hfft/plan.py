@@ -19,13 +19,14 @@ from hfft.complaints import nearest
 from hfft.config import Baseline, Config, Full, Recipe, Stage
 from hfft.data import LoadedData, load_data, load_split
 from hfft.errors import InputError
+from hfft.feature_plan import NO_FEATURES, FeaturePlanner, PlannedFeatures
 from hfft.layers import LayerGroups, find_layer_groups
 from hfft.optim import learning_rates
 from hfft.penalty_plan import HeldModel, PlannedPenalty, where_they_apply
 from hfft.processes import has_accelerator, join_processes
 from hfft.source import check_shapes, head_is_new, read_model_config, skeleton
 from hfft.strategies import DEFAULT_EPOCHS, expand
-from hfft.task import Task
+from hfft.task import Task, Transform
 
 DEFAULT_LEARNING_RATE = 5e-5  # of transformers.TrainingArguments
 DEFAULT_BATCH_SIZE = 8
@@ -44,6 +45,7 @@ class PlannedStage:
     trainable_parameters: int
     total_parameters: int
     groups: LayerGroups  # with the adapter, where the stage has one
+    features: PlannedFeatures = NO_FEATURES
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Plan:
     data: LoadedData
     model_config: PretrainedConfig
     processor: Any
+    transforms: Mapping[str, Transform]  # of `train`, perhaps random, and of `evaluation`
     groups: LayerGroups
     sizes: Mapping[str, int]
     main: Trial
@@ -113,26 +116,43 @@ def make_plan(config: Config) -> Plan:
     held = HeldModel(model, groups, frozenset(new), read)
     planner = _Planner(config, held, len(data.splits["train"]))
     main = planner.main()
-    baselines = tuple(planner.baseline(baseline, main) for baseline in config.baselines)
+    baselines = [planner.baseline(baseline, main) for baseline in config.baselines]
     planner.problems += _check_best(config, task)
     if not planner.problems:
         planner.rehearse(main, *baselines)
     if planner.problems:
         raise InputError(dict.fromkeys(planner.problems))
     processor = task.load_processor(config.model, model_config)
-    task.transform(processor, training=True)  # some options are checked by what they make only
+    transforms = {  # some options are checked by what they make only
+        name: task.transform(processor, training=name == "train")
+        for name in ("train", "evaluation")
+    }
+    features = FeaturePlanner(config, task, data, transforms["evaluation"], model_config)
+    main, *baselines = [_with_features(trial, features) for trial in (main, *baselines)]
     return Plan(
         config=config,
         task=task,
         data=data,
         model_config=model_config,
         processor=processor,
+        transforms=transforms,
         groups=groups,
         sizes=sizes,
         main=main,
-        baselines=baselines,
-        notes=[*data.notes, *dict.fromkeys(planner.notes), *_hardware_notes(config)],
+        baselines=tuple(baselines),
+        notes=[
+            *data.notes,
+            *dict.fromkeys(planner.notes),
+            *features.advice([stage for trial in (main, *baselines) for stage in trial.stages]),
+            *_hardware_notes(config),
+        ],
     )
+
+
+def _with_features(trial: Trial, planner: FeaturePlanner) -> Trial:
+    planned = zip(trial.stages, planner.plan(trial.stages), strict=True)
+    stages = tuple(replace(stage, features=features) for stage, features in planned)
+    return replace(trial, stages=stages)
 
 
 def _check_best(config: Config, task: Task) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -10,21 +10,7 @@ import yaml
 from hfft.layers import LayerGroups
 from hfft.plan import Plan, Trial
 from hfft.registry import get
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Align cells under their heads; numbers to the right."""
-    cells = [[_text(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    numeric = [all(_is_number(row[i]) for row in cells) for i in range(len(heads))]
-
-    def line(row: Sequence[str]) -> str:
-        return "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        ).rstrip()
-
-    return "\n".join([line(heads), line(["-" * width for width in widths]), *map(line, cells)])
+from hfft.table import table
 
 
 def plan_report(plan: Plan) -> str:
@@ -38,6 +24,7 @@ def plan_report(plan: Plan) -> str:
         *plan.notes,
         _groups(plan),
         _stages((plan.main, *plan.baselines)),
+        _features((plan.main, *plan.baselines)),
         *_penalties(plan),
         "The stages as YAML:\n\n" + stages_yaml(plan.main),
     ]
@@ -129,6 +116,17 @@ def _stages(trials: Sequence[Trial]) -> str:
     return "Stages:\n\n" + table(heads, rows)
 
 
+def _features(trials: Sequence[Trial]) -> str:
+    """Say what becomes of each stage's frozen layers."""
+    lines = [
+        f"  {trial.name}, {planned.stage.name}: {planned.features.reason}"
+        for trial in trials
+        for planned in trial.stages
+        if planned.frozen
+    ]
+    return "\n".join(["Frozen layers:", *(lines or ["  none"])])
+
+
 def _penalties(plan: Plan) -> Iterator[str]:
     """Say which tensors each penalty covers, in groups of one strength."""
     for planned in plan.main.stages:
@@ -168,11 +166,3 @@ def _listed(names: Sequence[str], groups: LayerGroups) -> Iterator[str]:
 
 def _freeze(freeze: object) -> str:
     return ", ".join(map(str, freeze)) if isinstance(freeze, tuple) else str(freeze)
-
-
-def _text(cell: object) -> str:
-    return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(",", "").replace(".", "").replace("e-", "").isdigit() or text == ""

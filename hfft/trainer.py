@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file, save_model
+from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
@@ -35,8 +35,6 @@ class StageTrainer(Trainer):
         carried: the earlier stage's optimizer state by parameter name.
         span: `(before, whole)` in optimizer steps, for a schedule over the whole run; None for a
             schedule of the stage's own.
-        adapted: whether an adapter learns; checkpoints then leave out the frozen weights, which
-            are those that the stage starts from.
         **trainer: transformers.Trainer's own arguments.
 
     Raises:
@@ -49,12 +47,11 @@ class StageTrainer(Trainer):
         rates: Mapping[str, float],
         carried: OptimizerState,
         span: tuple[int, int] | None = None,
-        adapted: bool = False,
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
         self._rates, self._carried, self._span = rates, carried, span
-        self._adapted = adapted
+        self._own_forward = self._bare_model().__dict__.get("forward")
         self.remove_callback(PrinterCallback)  # it prints to standard output
         # they add to the log, which those that report it must find complete
         self.callback_handler.callbacks.sort(key=lambda one: not isinstance(one, PenaltyCallback))
@@ -124,28 +121,31 @@ class StageTrainer(Trainer):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        """Write a checkpoint's weights under the names they are loaded by.
+        """Write what learns, under the names it is loaded by.
 
         transformers 5 saves some models (ViT among them) under other names than they have in
         memory, and its Trainer loads a checkpoint without renaming them back: resuming, and
         `load_best_model_at_end`, then go on with weights that are not the checkpoint's, and only
-        warn. A checkpoint is for the Trainer alone; the model folder is saved otherwise.
+        warn. A checkpoint is for the Trainer alone; the model folder is saved otherwise. Frozen
+        weights are those that the stage starts from.
         """
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
-        model, path = self._bare_model(), str(folder / "model.safetensors")
-        if self._adapted:
-            frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
-            every = model.state_dict()
-            save_file({n: t.contiguous() for n, t in every.items() if n not in frozen}, path)
-        else:
-            save_model(model, path)
+        model = self._bare_model()
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        learning: dict[tuple[int, torch.Size], str] = {}  # one name of those that share a tensor
+        state = model.state_dict()
+        for name, tensor in state.items():
+            if name not in frozen:
+                learning.setdefault((tensor.data_ptr() or id(tensor), tensor.shape), name)
+        kept = {name: state[name].contiguous() for name in learning.values()}
+        save_file(kept, folder / "model.safetensors")
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Say nothing of the frozen weights that an adapter's checkpoint leaves out."""
-        if not self._adapted or load_result.unexpected_keys:
+        """Say nothing of what a checkpoint leaves out."""
+        if load_result.unexpected_keys:
             super()._issue_warnings_after_load(load_result)
 
     def optimizer_state(self) -> OptimizerState:
@@ -158,8 +158,14 @@ class StageTrainer(Trainer):
 
     def release(self) -> None:
         """Undo what preparing did to the model, so that the next stage can prepare it anew."""
+        model = self._bare_model()
         self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
-        self.model_wrapped = self._bare_model()
+        self.model_wrapped = model
+        # accelerate prepares no model that has this mark, and peels decorators off its forward
+        model.__dict__.pop("_is_accelerate_prepared", None)
+        model.__dict__.pop("forward", None)
+        if self._own_forward is not None:
+            model.forward = self._own_forward
         self.accelerator.free_memory()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
 from hfft.adapters import inject, merge, save_adapter, unmoved
 from hfft.arguments import training_arguments
@@ -28,6 +28,7 @@ from hfft.checkpoints import (
 )
 from hfft.errors import RunFailedError
 from hfft.examples import ExampleDataset
+from hfft.features.stored import StoredExamples
 from hfft.folder import RunFolder
 from hfft.hooks import (
     EpochCallback,
@@ -46,6 +47,7 @@ from hfft.penalty_plan import PlannedPenalty
 from hfft.plan import Plan, Trial
 from hfft.processes import join_processes
 from hfft.source import initialise, load_weights
+from hfft.stage_data import StageData
 from hfft.trainer import NonFiniteLossError, StageTrainer
 
 logger = logging.getLogger("hfft")
@@ -66,6 +68,7 @@ class TrialRun:
         self.plan, self.trial, self.folder = plan, trial, folder
         self.processes = join_processes()
         self.spent_before = 0.0  # seconds, by earlier processes
+        self._data = StageData(plan, trial)
 
     def result(self) -> dict[str, Any]:
         """Return the trial's stages and scores, from where an earlier process left off."""
@@ -83,6 +86,7 @@ class TrialRun:
         for number in range(len(finished), len(self.trial.stages)):
             if trainer is not None:
                 trainer.release()
+                self._data.close()
                 del trainer
                 gc.collect()  # the old distributed wrapper's hooks go with it
             trainer, stage = self._run_stage(number, model, state)
@@ -95,9 +99,13 @@ class TrialRun:
                     self._checkpoints(number - 1).forget_weights()
             self.processes.wait_for_everyone()
         if trainer is None:  # stopped between the last stage and its scores
-            trainer = self._trainer(len(finished) - 1, model, OptimizerState(), spent=0.0, holds=())
+            number = len(finished) - 1
+            self._freeze(number, model)
+            self._data.open(number, model, self._arguments(number))
+            trainer = self._trainer(number, model, OptimizerState(), spent=0.0, holds=())
         result = {"stages": finished, **self._score(trainer, model)}
         trainer.release()
+        self._data.close()
         if self.processes.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, result)
@@ -142,12 +150,13 @@ class TrialRun:
         if stage.lora is not None:
             head, seed = self.plan.groups.head.parameters, self.plan.config.seed + number
             inject(model, stage.lora, head, seed=seed)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name not in planned.frozen)
+        self._freeze(number, model)
         newest = checkpoints.newest()
         first_step, spent = (step_of(newest), seconds_of(newest)) if newest else (0, 0.0)
         self.spent_before += spent
         carried = state if stage.carry_optimizer_state else OptimizerState()
+        started = time.monotonic()
+        self._data.open(number, model, self._arguments(number))
         trainer = self._trainer(number, model, carried, spent, self._holds(number, model))
         self.processes.wait_for_everyone()
         if self.processes.is_main_process:
@@ -165,7 +174,6 @@ class TrialRun:
             f"{planned.total_parameters:,}",
             f"; goes on from {newest.name}" if newest else "",
         )
-        started = time.monotonic()
         try:
             with kept_in_eval(model, adapted=stage.lora is not None):
                 trainer.train(resume_from_checkpoint=str(newest) if newest else None)
@@ -183,10 +191,11 @@ class TrialRun:
             "total_parameters": planned.total_parameters,
             "seconds": round(spent + seconds, 3),
             "examples_per_second": round(examples / seconds, 2),
-            "feature_cache": None,
+            "feature_cache": self._data.report,
             "eval": self._eval_of(trainer),
         }
         if stage.lora is not None:
+            self._data.forget_features()  # they enter the adapted model
             self._merge(model, stage.name, keep=not stage.lora.get("merge", False))
         return trainer, result
 
@@ -234,7 +243,7 @@ class TrialRun:
         predictions: Any = None
         for name, split in (("eval", "validation"), ("test", "test")):
             if split in splits:
-                predictions = trainer.predict(self._examples(split), metric_key_prefix="eval")
+                predictions = trainer.predict(self._data.splits[split], metric_key_prefix="eval")
                 result[name] = _scores(predictions.metrics, "eval_")
         if self.trial.name == "main" and self.processes.is_main_process:
             self._save_model(model)
@@ -262,10 +271,14 @@ class TrialRun:
                 writer.writerows(rows)
             partial.replace(path)
 
-    def _examples(self, split: str, number: int = 0) -> ExampleDataset:
-        transform = self.plan.task.transform(self.plan.processor, training=split == "train")
-        seed = self.plan.config.seed + number
-        return ExampleDataset(self.plan.data.splits[split], transform, seed=seed)
+    def _freeze(self, number: int, model: PreTrainedModel) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in self.trial.stages[number].frozen)
+
+    def _arguments(self, number: int) -> TrainingArguments:
+        config, planned = self.plan.config, self.trial.stages[number]
+        folder = self._checkpoints(number).folder
+        return training_arguments(config, planned, folder, seed=config.seed + number)
 
     def _holds(self, number: int, model: PreTrainedModel) -> list[TrainerCallback]:
         """Return what holds a stage's weights to the source, which is read again for it."""
@@ -303,7 +316,7 @@ class TrialRun:
     def _sample(self, penalty: PlannedPenalty) -> DataLoader[Any]:
         """Return examples in a seeded order, for penalties that measure the source on them."""
         rows = self.plan.data.splits["train"] if penalty.data is None else penalty.data
-        transform = self.plan.task.transform(self.plan.processor, training=False)
+        transform = self.plan.transforms["evaluation"]
         return DataLoader(
             ExampleDataset(rows, transform),
             batch_size=8,
@@ -321,10 +334,14 @@ class TrialRun:
         holds: Iterable[TrainerCallback],
     ) -> StageTrainer:
         config, planned = self.plan.config, self.trial.stages[number]
-        stage, folder = planned.stage, self._checkpoints(number).folder
+        stage = planned.stage
         labels = {"trial": self.trial.name, "stage": stage.name}
         steps = [s.steps for s in self.trial.stages]
-        train = self._examples("train", number)
+        args, data = self._arguments(number), self._data.splits
+        train: Any = data["train"]
+        if isinstance(train, StoredExamples):
+            args.dataloader_num_workers, args.dataloader_persistent_workers = 0, False
+            args.dataloader_prefetch_factor = None
         return StageTrainer(
             rates=learning_rates(
                 planned.groups,
@@ -334,12 +351,11 @@ class TrialRun:
             ),
             carried=carried,
             span=(sum(steps[:number]), sum(steps)) if config.schedule == "run" else None,
-            adapted=stage.lora is not None,
             model=model,
-            args=training_arguments(config, planned, folder, seed=config.seed + number),
+            args=args,
             train_dataset=train,
-            eval_dataset=self._examples("validation"),
-            data_collator=self.plan.task.collate,
+            eval_dataset=data["validation"],
+            data_collator=self._data.collate,
             compute_metrics=lambda p: self.plan.task.metrics(p.predictions, p.label_ids),
             callbacks=[
                 *holds,

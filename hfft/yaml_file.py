@@ -80,10 +80,9 @@ def apply_override(values: dict[str, Any], assignment: str) -> None:
         where = ".".join(parents[: depth + 1])
         place: Any = _index(node, part, where) if isinstance(node, list) else part
         child = node[place] if isinstance(node, list) else node.get(place)
-        named = where in ("task", "model", "strategy") or parents[:depth] == ["baselines"]
-        if isinstance(child, str) and named:
-            child = node[place] = {"name": child}
-        elif child is None:
+        section = "baselines" if parents[:depth] == ["baselines"] else where
+        child = node[place] = whole_section(section, child)
+        if child is None:
             child = node[place] = {}
         elif not isinstance(child, dict | list):
             raise InputError(f"override {assignment!r}: {where} is a value, it has no {last!r}")
@@ -92,6 +91,16 @@ def apply_override(values: dict[str, Any], assignment: str) -> None:
         node[_index(node, last, key)] = value
     else:
         node[last] = value
+
+
+def whole_section(section: str, value: Any) -> Any:
+    """Return what one word in a section's place stands for: its name, its mode, its limit."""
+    if section in ("task", "model", "strategy", "baselines"):
+        return {"name": value} if isinstance(value, str) else value
+    if section == "feature_cache" and isinstance(value, str | int | float):
+        mode = isinstance(value, bool) or value in ("auto", "on", "off")
+        return {"mode" if mode else "limit": value}
+    return value
 
 
 def _index(items: list[Any], part: str, where: str) -> int:

@@ -33,8 +33,9 @@ SIDE = 32  # pixels
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what datasets prepares out of the user's own cache, and one test's from another's."""
+    """Keep what is prepared out of the user's own caches, and one test's from another's."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setenv("HFFT_CACHE", str(tmp_path_factory.mktemp("features")))
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,7 @@ class DELTA(Penalty):
     modes = ("coupled",)
     by_pattern = False
     below_head = True
+    reads_inputs = True
 
     def __init__(self, options: BaseModel) -> None:
         super().__init__(options)

@@ -102,6 +102,8 @@ class Penalty(ABC):
     """Whether it acts on activations, and so on what learns below the head alone."""
     by_pattern: ClassVar[bool] = True
     """Whether the strength may vary by layer."""
+    reads_inputs: ClassVar[bool] = False
+    """Whether it needs the model's own inputs in every step, which stored features stand for."""
 
     def __init__(self, options: BaseModel) -> None:
         self.options = options

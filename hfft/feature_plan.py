@@ -1,0 +1,311 @@
+"""Which stages store the output of their frozen layers: where it is right, fits, and pays."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from hfft.adapters import inject
+from hfft.config import Config
+from hfft.data import LoadedData
+from hfft.examples import ExampleDataset, unlike
+from hfft.features.analysis import highest_cut
+from hfft.features.choice import Candidate, choose, describe, fitting, seconds_of, serving
+from hfft.features.cut import MASK, Cut, NoCutError, frozen_for_now, trimmed
+from hfft.features.hollow import hollow_model
+from hfft.features.room import cache_root
+from hfft.hooks.freeze import kept_in_eval
+from hfft.layers import LayerGroups, find_layer_groups
+from hfft.penalties.penalty import get as get_penalty
+from hfft.processes import join_processes
+from hfft.task import Task, Transform
+
+if TYPE_CHECKING:
+    from hfft.plan import PlannedStage
+
+_SAMPLE = 64  # examples whose length is looked at
+
+
+@dataclass(frozen=True)
+class PlannedFeatures:
+    """What a stage stores of its frozen layers' output.
+
+    Attributes:
+        reason: what is done and why, in one line.
+        splits: the data it is stored of; none: nothing is.
+        frozen: names of the parameters below the cut.
+        bytes: the size on disk.
+    """
+
+    reason: str
+    splits: tuple[str, ...] = ()
+    frozen: frozenset[str] = frozenset()
+    bytes: int = 0
+
+
+_NEEDS_ALL = {
+    "torch_compile": "compiles the whole model",
+    "bf16_full_eval": "evaluates in another precision",
+    "fp16_full_eval": "evaluates in another precision",
+    "include_for_metrics": "hands the inputs on",
+}
+"""Fields of TrainingArguments under which a model has to be whole."""
+
+NO_FEATURES = PlannedFeatures("computed in every epoch: nothing is frozen")
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A cut that was found, what is frozen below it, why it is not higher, and its FLOPs."""
+
+    cut: Cut
+    frozen: frozenset[str]
+    lower: str
+    flops: float
+
+
+class Prober:
+    """Cuts a model of no weights, and measures what a cut takes and saves.
+
+    Args:
+        model: hollow, with the adapter, where the stage has one.
+        batch: two examples of the run's data.
+        length: the mean number of tokens of an example; 0: it has none.
+    """
+
+    def __init__(self, model: PreTrainedModel, batch: Mapping[str, Tensor], length: float) -> None:
+        self.model, self.batch, self.length = model, trimmed(batch), length
+        self._cuts: dict[frozenset[str], Probed | str] = {}
+
+    def cut(self, frozen: frozenset[str], groups: LayerGroups) -> Probed:
+        """Return the highest cut.
+
+        Raises:
+            NoCutError: there is none.
+        """
+        if frozen not in self._cuts:
+            try:
+                self._cuts[frozen] = self._cut(frozen, groups)
+            except NoCutError as error:
+                self._cuts[frozen] = str(error)
+        found = self._cuts[frozen]
+        if isinstance(found, str):
+            raise NoCutError(found)
+        return found
+
+    def bytes(self, cut: Cut, itemsize: int | None) -> float:
+        """Return the bytes that a cut stores of an example."""
+        return sum(
+            math.prod(slot.shape)
+            * (itemsize if itemsize and slot.dtype.is_floating_point else slot.dtype.itemsize)
+            * (self.length if slot.varies else 1)
+            for slot in cut.slots
+        )
+
+    def _cut(self, frozen: frozenset[str], groups: LayerGroups) -> Probed:
+        depths = range(groups.depth, 0, -1) if groups.ordered else ()
+        lower = [frozen & groups.frozen(depth) for depth in depths]
+        boundaries = [frozen, *(names for names in lower if names < frozen)]
+        with frozen_for_now(self.model, frozen), kept_in_eval(self.model):
+            cut, names, why = highest_cut(self.model, self.batch, list(dict.fromkeys(boundaries)))
+        flops = cut.flops
+        if MASK in self.batch and self.length:
+            flops *= self.length / self.batch[MASK].shape[1]
+        return Probed(cut, names, why, flops)
+
+
+def room(limit: int | None) -> int:
+    """Return how many bytes may be stored, as the main process sees it."""
+    if limit is not None:
+        return limit
+    folder = cache_root()
+    while not folder.exists():
+        folder = folder.parent
+    found = [shutil.disk_usage(folder).free // 2]
+    if join_processes().num_processes > 1:
+        broadcast_object_list(found)
+    return int(found[0])
+
+
+def mean_length(examples: ExampleDataset) -> float:
+    """Return how many tokens an example has, over a sample; 0 for what is no text."""
+    step = max(1, len(examples) // _SAMPLE)
+    lengths: list[int] = []
+    for index in range(0, len(examples), step):
+        ids = examples.version(index, 0).get("input_ids")
+        if ids is None:
+            return 0.0
+        lengths.append(len(ids))
+    return sum(lengths) / len(lengths)
+
+
+class FeaturePlanner:
+    """Plans the feature cache of a run's stages.
+
+    Args:
+        config: the run's.
+        task: its task.
+        data: checked.
+        transform: example to model inputs, without chance.
+        model_config: of the model.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        data: LoadedData,
+        transform: Transform,
+        model_config: PretrainedConfig,
+    ) -> None:
+        self.config, self.task, self.model_config = config, task, model_config
+        self.settings = config.feature_cache
+        self.sizes = {name: len(rows) for name, rows in data.splits.items()}
+        self.examples = ExampleDataset(data.splits["train"], transform)
+        self.limit = room(self.settings.limit)
+        self._probers: dict[str, Prober] = {}
+
+    def plan(self, stages: Sequence[PlannedStage], *, scored: bool = True) -> list[PlannedFeatures]:
+        """Say of each stage of a trial what it stores.
+
+        Args:
+            stages: of one trial.
+            scored: whether the last one is scored on all splits there are.
+        """
+        found: dict[int, Candidate] = {}
+        plans: dict[int, PlannedFeatures] = {}
+        for number, stage in enumerate(stages):
+            last = scored and number == len(stages) - 1
+            try:
+                found[number] = self._candidate(stage, last=last)
+            except NoCutError as error:
+                plans[number] = PlannedFeatures(f"computed in every epoch: {error}")
+        nested = [stage.frozen for stage in stages]
+        worth = set(found) if self.settings.mode == "on" else choose(found, nested)
+        chosen = fitting(found, nested, worth, self.limit)
+        for number, one in found.items():
+            if number in chosen:
+                server = serving(number, found, nested, chosen)
+                name = None if server == number else stages[server].stage.name
+                plans[number] = _stored(one, name)
+            else:
+                plans[number] = self._not_stored(one, fits=number not in worth)
+        return [plans[number] for number in range(len(stages))]
+
+    def _candidate(self, stage: PlannedStage, *, last: bool) -> Candidate:
+        """Return what a stage could store.
+
+        Raises:
+            NoCutError: nothing, and why.
+        """
+        self._check(stage)
+        counts = self._visits(stage, last=last)
+        prober = self._prober(stage)
+        found = prober.cut(stage.frozen, stage.groups)
+        dtype = self.settings.dtype
+        itemsize = None if dtype is None else getattr(torch, dtype).itemsize
+        return Candidate(
+            cut=found.cut,
+            frozen=found.frozen,
+            lower=found.lower,
+            splits=tuple(counts),
+            visits=sum(visits for visits, _ in counts.values()),
+            examples=sum(examples for _, examples in counts.values()),
+            seconds=seconds_of(found.flops, prober.batch, found.cut),
+            bytes=prober.bytes(found.cut, itemsize),
+        )
+
+    def _check(self, stage: PlannedStage) -> None:
+        """Raise NoCutError where a stage can't store features whatever its model."""
+        if self.settings.mode == "off":
+            raise NoCutError("feature_cache is off")
+        if not stage.frozen:
+            raise NoCutError("nothing is frozen")
+        for name, why in _NEEDS_ALL.items():
+            if self.config.training.get(name):
+                raise NoCutError(f"training.{name} {why}")
+        for penalty in stage.penalties:
+            if get_penalty(penalty.config.kind).reads_inputs:
+                raise NoCutError(f"the penalty {penalty.config.kind} needs the model's inputs")
+
+    def _visits(self, stage: PlannedStage, *, last: bool) -> dict[str, tuple[float, int]]:
+        """Return of each split that can be stored: how many examples run, and how many differ."""
+        counts = {}
+        train, held_out = self.sizes["train"], self.sizes.get("validation")
+        if not self.task.augments:
+            counts["train"] = (train * stage.epochs, train)
+        elif self.settings.views is not None:
+            counts["train"] = (train * stage.epochs, train * self.settings.views)
+        if held_out is not None:
+            evaluations = max(1, round(stage.epochs)) + last
+            counts["validation"] = (held_out * evaluations, held_out)
+        if last and "test" in self.sizes:
+            counts["test"] = (self.sizes["test"], self.sizes["test"])
+        return counts
+
+    def _prober(self, stage: PlannedStage) -> Prober:
+        adapter = stage.stage.lora
+        key = repr(adapter)
+        if key not in self._probers:
+            trust = self.config.model.trust_remote_code
+            model = hollow_model(self.task.auto_model, self.model_config, trust)
+            if adapter is not None:
+                inject(model, adapter, find_layer_groups(model).head.parameters, seed=0)
+            batch = self.task.collate(unlike(self.examples))
+            self._probers[key] = Prober(model, batch, mean_length(self.examples))
+        return self._probers[key]
+
+    @property
+    def _limit_is(self) -> str:
+        return (
+            f"half of the free disk at {cache_root()}"
+            if self.settings.limit is None
+            else "feature_cache.limit"
+        )
+
+    def _not_stored(self, one: Candidate, *, fits: bool) -> PlannedFeatures:
+        each = f"{describe(one.bytes)} an example"
+        if not fits:
+            return PlannedFeatures(
+                f"computed in every epoch: {describe(one.size)} ({each}) do not fit into "
+                f"{describe(self.limit)} ({self._limit_is})"
+            )
+        if one.visits <= one.examples:
+            return PlannedFeatures(
+                f"computed in every epoch: {one.passes:.3g} passes are all there are"
+            )
+        return PlannedFeatures(
+            f"computed in every epoch: to store {each} costs more than {one.passes:.3g} passes"
+        )
+
+    def advice(self, stages: Sequence[PlannedStage]) -> list[str]:
+        """Say what to set where random changes of the training data stand in the way."""
+        blocked = self.task.augments and self.settings.views is None
+        epochs = max((stage.epochs for stage in stages if stage.frozen), default=0.0)
+        if not blocked or self.settings.mode == "off" or epochs < 3:
+            return []
+        views = max(2, min(4, int(epochs) // 2))
+        return [
+            f"training examples are augmented at random, so every epoch runs the frozen layers on "
+            f"them: feature_cache.views={views} makes that {views} passes instead of {epochs:.3g}, "
+            f"training without augmentation one"
+        ]
+
+
+def _stored(one: Candidate, server: str | None) -> PlannedFeatures:
+    where = f"stored before {one.cut.place}" + (f" (no higher: {one.lower})" if one.lower else "")
+    size = f"{describe(one.bytes)} an example, {describe(one.size)} in all"
+    if server is not None:
+        done = f"made in the pass of stage {server}"
+    else:
+        done = f"one pass instead of {one.passes:.3g}" if one.passes > 1 else "one pass"
+    of = ", ".join(one.splits)
+    return PlannedFeatures(f"{where}, {of}: {size}; {done}", one.splits, one.frozen, one.size)

@@ -1,0 +1,325 @@
+"""A stage's features: found in the store, or computed in one pass, or left to every epoch."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+
+from hfft.examples import ExampleDataset, unlike
+from hfft.features.analysis import find_cut
+from hfft.features.cut import Autocast, Cut, NoCutError, frozen_for_now, trimmed
+from hfft.features.fill import Target, fill, on_device, rows_per_chunk
+from hfft.features.keys import digest, inputs_digest, model_config, weights_digest
+from hfft.features.replay import replayed
+from hfft.features.room import cache_root, list_entries, locked, make_room, remove
+from hfft.features.store import Entry, open_entry
+from hfft.features.stored import Collate, Layout, StoredCollator, StoredExamples
+
+logger = logging.getLogger("hfft")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a stage wants stored.
+
+    Attributes:
+        frozen: names of the parameters below the cut, and of those frozen above it.
+        splits: which data.
+    """
+
+    frozen: frozenset[str]
+    splits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the features of a run have in common.
+
+    Attributes:
+        identity: all that decides how examples become inputs, such as the processor's settings.
+        fingerprints: of the data, by split.
+        description: for `hfft cache ls`.
+        collate: the task's.
+        batch_size: examples that run together in the pass.
+        autocast: the precision to compute in, and its name.
+        dtype: of what is stored; None: as computed.
+        limit: of the cache folder, in bytes; None: what it has, and half of the free disk.
+        workers: processes that decode ahead.
+        processes: that share the work.
+    """
+
+    identity: Mapping[str, Any]
+    fingerprints: Mapping[str, str]
+    description: Mapping[str, Any]
+    collate: Collate
+    batch_size: int
+    autocast: tuple[str, Autocast]
+    dtype: torch.dtype | None
+    limit: int | None
+    workers: int
+    processes: PartialState
+
+
+@dataclass
+class StageFeatures:
+    """What the Trainer of a stage is given.
+
+    Attributes:
+        datasets: by split; stored ones for those that are.
+        collate: of both kinds.
+        cut: of the model; None: nothing is stored.
+        report: what metrics.json says: bytes, seconds, and whether all had been there.
+    """
+
+    datasets: dict[str, Dataset[Any]]
+    collate: Collate
+    cut: Cut | None = None
+    report: dict[str, Any] | None = None
+    entries: list[Entry] = field(default_factory=list)
+
+    def replayed(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Let the model take stored examples for the length of the context."""
+        return nullcontext() if self.cut is None else replayed(model, self.cut)
+
+    def close(self) -> None:
+        """Let others remove the entries."""
+        for entry in self.entries:
+            entry.close()
+
+
+def plain(examples: Mapping[str, ExampleDataset], collate: Collate) -> StageFeatures:
+    """Return the features of a stage that stores none."""
+    return StageFeatures(dict(examples), collate)
+
+
+def prepare(
+    model: PreTrainedModel,
+    own: Wanted,
+    later: Sequence[Wanted],
+    examples: Mapping[str, ExampleDataset],
+    setting: Setting,
+) -> StageFeatures:
+    """Have a stage's features in the store, and let its data be read from there.
+
+    Whatever stands in the way (a model that can't be cut, a full disk) is said in one line, and the
+    stage computes its frozen part in every epoch.
+
+    Args:
+        model: on its device, `requires_grad` set, frozen modules held in eval mode.
+        own: what this stage wants.
+        later: what stages after it want, whose frozen part is as it is now: the pass that is made
+            for this stage serves them too.
+        examples: all splits, the stored ones' transforms without chance (see
+            ExampleDataset.views).
+        setting: the rest.
+    """
+    started = time.monotonic()
+    work = _Preparation(model, examples, setting)
+    with torch.random.fork_rng():
+        why = work.agreed(lambda: work.cut(own, later))
+        why = why or work.agreed(work.open) or work.difference()
+        new = not why and work.lacks_rows()
+        if new:
+            why = work.agreed(work.make_room) or work.agreed(work.fill)
+        if new and not why and work.lacks_rows():
+            why = "some files are missing; do all processes share the folder HFFT_CACHE?"
+    if why:
+        work.close()
+        logger.warning(f"the frozen layers are computed in every epoch: {why} ({work.root})")
+        return plain(examples, setting.collate)
+    cut = next(iter(work.own.values())).layout.cut
+    data: dict[str, Dataset[Any]] = dict(examples)
+    layout = next(iter(work.own.values())).layout
+    for split, target in work.own.items():
+        data[split] = StoredExamples(examples[split], target.entry.read(), target.layout)
+    report = {
+        "bytes": sum(target.entry.bytes for target in work.own.values()),
+        "seconds": round(time.monotonic() - started, 3),
+        "reused": not new,
+    }
+    logger.info(
+        f"features before {cut.place}: {report['bytes'] / 1e6:.1f} MB, "
+        + (f"computed in {report['seconds']:.1f} s" if new else "found in the cache")
+    )
+    collate = StoredCollator(setting.collate, layout)
+    return StageFeatures(data, collate, cut, report, [t.entry for t in work.targets])
+
+
+class _Preparation:
+    """The steps, each taken on all processes before the next."""
+
+    def __init__(
+        self, model: PreTrainedModel, examples: Mapping[str, ExampleDataset], setting: Setting
+    ) -> None:
+        self.model, self.examples, self.setting = model, examples, setting
+        self.processes = setting.processes
+        self.root = cache_root()
+        self.cuts: list[tuple[Wanted, Cut]] = []
+        self.targets: list[Target] = []
+        self.own: dict[str, Target] = {}
+        self.by_split: dict[str, list[Target]] = {}
+        self.probe: list[dict[str, Any]] = []
+        self.row_bytes: list[float] = []
+
+    def agreed(self, step: Callable[[], None]) -> str:
+        """Take a step; return what went wrong with it on any process."""
+        error = ""
+        try:
+            step()
+        except (NoCutError, OSError) as raised:
+            error = str(raised) or type(raised).__name__
+        errors = gather_object([error]) if self.processes.num_processes > 1 else [error]
+        return next(filter(None, errors), "")
+
+    def cut(self, own: Wanted, later: Sequence[Wanted]) -> None:
+        """Cut the model for this stage, and for later ones where that can be done."""
+        first = self.examples[own.splits[0]]
+        if inputs_digest([first.version(0, 0)]) != inputs_digest([first.version(0, 0)]):
+            raise NoCutError("the same example becomes other inputs each time")
+        if first.views is None and _is_random(first):
+            raise NoCutError("the training transform is random; set feature_cache.views")
+        self.probe = unlike(first)
+        batch = trimmed(self._batch(self.probe))
+        autocast = self.setting.autocast[1]
+        for wanted in (own, *later):
+            try:
+                with frozen_for_now(self.model, wanted.frozen):
+                    self.cuts.append((wanted, find_cut(self.model, batch, autocast)))
+            except NoCutError:
+                if wanted is own:
+                    raise
+
+    def open(self) -> None:
+        """Open the entries of every split at every cut."""
+        tokens = [len(example.get("input_ids", ())) for example in self.probe]
+        opened: dict[str, Target] = {}
+        for number, (wanted, cut) in enumerate(self.cuts):
+            layout = Layout.of(cut, self.probe[0], self.setting.dtype)
+            stored = layout.bytes(sum(tokens) / len(tokens))
+            below = weights_digest(self.model, wanted.frozen)
+            for split in wanted.splits:
+                key = self._key(split, below, layout)
+                if key in opened:  # the same cut, of a stage that differs above it
+                    continue
+                opened[key] = self._open(key, split, layout)
+                self.targets.append(opened[key])
+                self.row_bytes.append(stored)
+                self.by_split.setdefault(split, []).append(opened[key])
+                if number == 0:
+                    self.own[split] = opened[key]
+
+    def difference(self) -> str:
+        """Return why processes can't share the entries, which their keys tell."""
+        keys = "".join(target.entry.folder.name for target in self.targets)
+        same = self.processes.num_processes == 1 or len(set(gather_object([keys]))) == 1
+        return "" if same else "processes do not agree on the weights, the data or the cut"
+
+    def lacks_rows(self) -> bool:
+        """Whether any process misses rows of this stage."""
+        lacking = any(target.entry.missing() for target in self.own.values())
+        return any(gather_object([lacking])) if self.processes.num_processes > 1 else lacking
+
+    def _open(self, key: str, split: str, layout: Layout) -> Target:
+        examples = self.examples[split]
+        count = len(examples) * (examples.views or 1)
+        described = {**self.setting.description, "split": split, "boundary": layout.cut.place}
+        entry = open_entry(
+            self.root,
+            key,
+            examples=count,
+            columns=layout.columns,
+            rows_per_chunk=rows_per_chunk(count),
+            description=described,
+        )
+        return Target(entry, layout)
+
+    def make_room(self) -> None:
+        """Remove what was not used for longest, on the main process."""
+        if not self.processes.is_main_process:
+            return
+        needed = sum(
+            row_bytes * sum(len(target.entry.rows(chunk)) for chunk in target.entry.missing())
+            for target, row_bytes in zip(self.targets, self.row_bytes, strict=True)
+        )
+        limit = self.setting.limit
+        if limit is None:
+            self.root.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.root).free
+            limit = sum(entry.bytes for entry in list_entries(self.root)) + free // 2
+        keep = {target.entry.folder.name for target in self.targets}
+        make_room(self.root, int(needed), limit, keep)
+
+    def fill(self) -> None:
+        """Write what is missing."""
+        setting = self.setting
+        with _in_eval(self.model):
+            for split, targets in self.by_split.items():
+                fill(
+                    self.model,
+                    targets,
+                    self.examples[split],
+                    setting.collate,
+                    batch_size=setting.batch_size,
+                    autocast=setting.autocast[1],
+                    processes=self.processes,
+                    workers=setting.workers,
+                )
+
+    def close(self) -> None:
+        """Let go of the entries; those that can't be completed go from the disk."""
+        unfinished = [t.entry.folder for t in self.targets if t.entry.missing()]
+        for target in self.targets:
+            target.entry.close()
+        self.processes.wait_for_everyone()
+        if self.processes.is_main_process and unfinished:
+            with locked(self.root):
+                for folder in unfinished:
+                    remove(folder)
+
+    def _key(self, split: str, below: str, layout: Layout) -> str:
+        setting, examples = self.setting, self.examples[split]
+        return digest(
+            {
+                "identity": setting.identity,
+                "data": [setting.fingerprints[split], len(examples)],
+                "views": (examples.views, examples.seed) if examples.views else None,
+                "inputs": inputs_digest(self.probe),
+                "model": type(self.model).__name__,
+                "config": model_config(self.model.config),
+                "weights": below,
+                "slots": repr(layout.cut.slots),
+                "columns": repr(layout.columns),
+                "precision": setting.autocast[0],
+                "device": self.model.device.type,
+                "torch": torch.__version__,
+            }
+        )
+
+    def _batch(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return on_device(self.setting.collate(examples), self.model.device)
+
+
+def _is_random(examples: ExampleDataset) -> bool:
+    return inputs_digest([examples.version(0, 0)]) != inputs_digest([examples.version(0, 1)])
+
+
+@contextmanager
+def _in_eval(model: PreTrainedModel) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    cast(Any, model).eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,136 @@
+"""What a stage's Trainer reads: whole examples, or what frozen layers made of them."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, TrainingArguments
+
+from hfft.examples import ExampleDataset
+from hfft.features.cut import Autocast
+from hfft.features.prepare import Setting, StageFeatures, Wanted, prepare
+from hfft.features.stored import Collate
+from hfft.hooks.freeze import kept_in_eval
+from hfft.plan import Plan, Trial
+from hfft.processes import join_processes
+
+logger = logging.getLogger("hfft")
+
+
+class StageData:
+    """The data of the stage that runs.
+
+    Args:
+        plan: the run it belongs to.
+        trial: which of the run's trials.
+    """
+
+    def __init__(self, plan: Plan, trial: Trial) -> None:
+        self.plan, self.trial = plan, trial
+        self._features = StageFeatures({}, plan.task.collate)
+        self._in_use = ExitStack()
+
+    @property
+    def splits(self) -> dict[str, Dataset[Any]]:
+        """The datasets, by split."""
+        return self._features.datasets
+
+    @property
+    def collate(self) -> Collate:
+        """What batches their examples."""
+        return self._features.collate
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """What metrics.json says of the feature cache."""
+        return self._features.report
+
+    def open(self, number: int, model: PreTrainedModel, args: TrainingArguments) -> None:
+        """Have a stage's features ready, and let the model take them until `close`.
+
+        Args:
+            number: of the stage.
+            model: with `requires_grad` set for it, and not yet wrapped.
+            args: the stage's.
+        """
+        planned, examples = self.trial.stages[number], self._examples(number)
+        wanted = planned.features
+        self._features = StageFeatures(dict(examples), self.plan.task.collate)
+        if not wanted.splits:
+            if planned.frozen and self.plan.config.feature_cache.mode == "on":
+                logger.warning(f"{planned.stage.name}: the frozen layers are {wanted.reason}")
+            return
+        setting = self._setting(args)
+        model.to(setting.processes.device)
+        with kept_in_eval(model, adapted=planned.stage.lora is not None):
+            own = Wanted(wanted.frozen, wanted.splits)
+            self._features = prepare(model, own, self._later(number), examples, setting)
+        self._in_use.callback(self._features.close)
+        self._in_use.enter_context(self._features.replayed(model))
+
+    def forget_features(self) -> None:
+        """Go on with whole examples, which the model takes until `close` too."""
+        examples = self._examples(len(self.trial.stages) - 1)
+        self._features = StageFeatures(dict(examples), self.plan.task.collate)
+
+    def close(self) -> None:
+        """Leave the model as it was; nothing may wrap it any more."""
+        self._in_use.close()
+
+    def _examples(self, number: int) -> dict[str, ExampleDataset]:
+        """Return the data as a stage sees it, by split."""
+        plan, found = self.plan, {}
+        for split, rows in plan.data.splits.items():
+            transform = plan.transforms["train" if split == "train" else "evaluation"]
+            random = split == "train" and plan.task.augments
+            views = plan.config.feature_cache.views if random else None
+            # fixed views are the same in all stages, so that all can read the same features
+            seed = plan.config.seed + (number if views is None else 0)
+            found[split] = ExampleDataset(rows, transform, seed=seed, views=views)
+        return found
+
+    def _later(self, number: int) -> list[Wanted]:
+        """Return what later stages store of layers that stay as they are until then."""
+        stages = self.trial.stages
+        found = []
+        for later in range(number + 1, len(stages)):
+            features = stages[later].features
+            between = (stage.frozen for stage in stages[number:later])
+            if features.splits and all(features.frozen <= frozen for frozen in between):
+                found.append(Wanted(features.frozen, features.splits))
+        return found
+
+    def _setting(self, args: TrainingArguments) -> Setting:
+        plan, processes = self.plan, join_processes()
+        cache = plan.config.feature_cache
+        processor = plan.processor
+        settings = processor.to_dict() if hasattr(processor, "to_dict") else repr(processor)
+        return Setting(
+            identity={
+                "task": plan.task.name,
+                "options": plan.task.options.model_dump(mode="json"),
+                "processor": [type(processor).__name__, settings],
+            },
+            fingerprints=plan.data.fingerprints,
+            description={"model": plan.config.model.name},
+            collate=plan.task.collate,
+            batch_size=args.per_device_train_batch_size,
+            autocast=_autocast(args, processes.device.type),
+            dtype=None if cache.dtype is None else getattr(torch, cache.dtype),
+            limit=cache.limit,
+            workers=args.dataloader_num_workers,
+            processes=processes,
+        )
+
+
+def _autocast(args: TrainingArguments, device: str) -> tuple[str, Autocast]:
+    """Return the precision that the Trainer computes in, and its name."""
+    if not (args.bf16 or args.fp16):
+        return "float32", nullcontext
+    dtype = torch.bfloat16 if args.bf16 else torch.float16
+    return str(dtype), partial(torch.autocast, device, dtype=dtype)
