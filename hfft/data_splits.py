@@ -108,7 +108,7 @@ def read_part(source: Source, choice: str, key: str, request: Request) -> Part:
     if not len(read.dataset):
         raise InputError(f'{key}: "{choice}" of {read.place} holds no example')
     dataset, found = _by_role(read, request)
-    part = Part(dataset, f"{key}, {read.place}", list(read.identity), ranges)
+    part = Part(dataset, f"{key}, {read.place}", [*read.identity, repr(found)], ranges)
     take = {"image": _take_images, "text": _take_text, "label": _take_labels}
     for role, column in request.columns.items():
         try:

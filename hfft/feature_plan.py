@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,11 +18,11 @@ from hfft.adapters import inject
 from hfft.config import Config
 from hfft.data import LoadedData
 from hfft.examples import ExampleDataset, unlike
-from hfft.features.analysis import highest_cut
-from hfft.features.choice import Candidate, choose, describe, fitting, seconds_of, serving
+from hfft.features.boundaries import highest_cut
+from hfft.features.choice import Candidate, choose, describe, fitting, seconds_of, servers
 from hfft.features.cut import MASK, Cut, NoCutError, frozen_for_now, trimmed
 from hfft.features.hollow import hollow_model
-from hfft.features.room import cache_root
+from hfft.features.room import cache_root, default_limit
 from hfft.hooks.freeze import kept_in_eval
 from hfft.layers import LayerGroups, find_layer_groups
 from hfft.penalties.penalty import get as get_penalty
@@ -53,6 +54,9 @@ class PlannedFeatures:
 
 _NEEDS_ALL = {
     "torch_compile": "compiles the whole model",
+    "torch_compile_backend": "compiles the whole model",
+    "torch_compile_mode": "compiles the whole model",
+    "debug": "watches for the NaN that stands for what is not computed",
     "bf16_full_eval": "evaluates in another precision",
     "fp16_full_eval": "evaluates in another precision",
     "include_for_metrics": "hands the inputs on",
@@ -122,19 +126,6 @@ class Prober:
         return Probed(cut, names, why, flops)
 
 
-def room(limit: int | None) -> int:
-    """Return how many bytes may be stored, as the main process sees it."""
-    if limit is not None:
-        return limit
-    folder = cache_root()
-    while not folder.exists():
-        folder = folder.parent
-    found = [shutil.disk_usage(folder).free // 2]
-    if join_processes().num_processes > 1:
-        broadcast_object_list(found)
-    return int(found[0])
-
-
 def mean_length(examples: ExampleDataset) -> float:
     """Return how many tokens an example has, over a sample; 0 for what is no text."""
     step = max(1, len(examples) // _SAMPLE)
@@ -170,8 +161,18 @@ class FeaturePlanner:
         self.settings = config.feature_cache
         self.sizes = {name: len(rows) for name, rows in data.splits.items()}
         self.examples = ExampleDataset(data.splits["train"], transform)
-        self.limit = room(self.settings.limit)
         self._probers: dict[str, Prober] = {}
+
+    @cached_property
+    def limit(self) -> int:
+        """How many bytes may be stored, as the main process sees it."""
+        limit = [self.settings.limit]
+        if limit[0] is None:
+            with suppress(OSError, RuntimeError):  # a folder, or a home, that can't be entered
+                limit = [default_limit(cache_root())]
+            if join_processes().num_processes > 1:
+                broadcast_object_list(limit)
+        return limit[0] or 0
 
     def plan(self, stages: Sequence[PlannedStage], *, scored: bool = True) -> list[PlannedFeatures]:
         """Say of each stage of a trial what it stores.
@@ -183,17 +184,19 @@ class FeaturePlanner:
         found: dict[int, Candidate] = {}
         plans: dict[int, PlannedFeatures] = {}
         for number, stage in enumerate(stages):
-            last = scored and number == len(stages) - 1
+            # with an adapter, what is scored is the merged model
+            last = scored and number == len(stages) - 1 and stage.stage.lora is None
             try:
                 found[number] = self._candidate(stage, last=last)
             except NoCutError as error:
                 plans[number] = PlannedFeatures(f"computed in every epoch: {error}")
         nested = [stage.frozen for stage in stages]
         worth = set(found) if self.settings.mode == "on" else choose(found, nested)
-        chosen = fitting(found, nested, worth, self.limit)
+        chosen = fitting(found, nested, worth, self.limit) if worth else worth
+        made_by = servers(found, nested, chosen)
         for number, one in found.items():
             if number in chosen:
-                server = serving(number, found, nested, chosen)
+                server = made_by[number]
                 name = None if server == number else stages[server].stage.name
                 plans[number] = _stored(one, name)
             else:
@@ -210,6 +213,9 @@ class FeaturePlanner:
         counts = self._visits(stage, last=last)
         prober = self._prober(stage)
         found = prober.cut(stage.frozen, stage.groups)
+        repeated = max(found.cut.calls[slot.call.module] for slot in found.cut.slots) > 1
+        if repeated and self.config.training.get("gradient_checkpointing"):
+            raise NoCutError("under gradient_checkpointing a layer is called several times")
         dtype = self.settings.dtype
         itemsize = None if dtype is None else getattr(torch, dtype).itemsize
         return Candidate(

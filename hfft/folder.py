@@ -191,8 +191,13 @@ class RunFolder:
 
 
 def _deciding(values: dict[str, Any]) -> dict[str, Any]:
-    """Leave out of a config where features are kept, which changes no result."""
+    """Leave out of a config whether features are kept, which changes no result.
+
+    Kept in another type than they are computed in, they are rounded.
+    """
     cache = values.get("feature_cache", {})
+    if "dtype" in cache:
+        return values
     own = {name: value for name, value in cache.items() if name not in ("mode", "limit")}
     return values | {"feature_cache": own}
 

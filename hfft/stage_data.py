@@ -13,10 +13,11 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from hfft.examples import ExampleDataset
 from hfft.features.cut import Autocast
+from hfft.features.keys import processor_identity
 from hfft.features.prepare import Setting, StageFeatures, Wanted, prepare
 from hfft.features.stored import Collate
 from hfft.hooks.freeze import kept_in_eval
-from hfft.plan import Plan, Trial
+from hfft.plan import Plan, PlannedStage, Trial
 from hfft.processes import join_processes
 
 logger = logging.getLogger("hfft")
@@ -61,7 +62,8 @@ class StageData:
         planned, examples = self.trial.stages[number], self._examples(number)
         wanted = planned.features
         self._features = StageFeatures(dict(examples), self.plan.task.collate)
-        if not wanted.splits:
+        scored_only = self._is_merged(planned, model)
+        if not wanted.splits or scored_only:
             if planned.frozen and self.plan.config.feature_cache.mode == "on":
                 logger.warning(f"{planned.stage.name}: the frozen layers are {wanted.reason}")
             return
@@ -73,6 +75,13 @@ class StageData:
         self._in_use.callback(self._features.close)
         self._in_use.enter_context(self._features.replayed(model))
 
+    def _is_merged(self, planned: PlannedStage, model: PreTrainedModel) -> bool:
+        """Whether a stage's adapter is part of the weights already: what is left is scoring."""
+        return planned.stage.lora is not None and not any(
+            name in planned.frozen and ".base_layer." in name
+            for name, _ in model.named_parameters()
+        )
+
     def forget_features(self) -> None:
         """Go on with whole examples, which the model takes until `close` too."""
         examples = self._examples(len(self.trial.stages) - 1)
@@ -81,6 +90,7 @@ class StageData:
     def close(self) -> None:
         """Leave the model as it was; nothing may wrap it any more."""
         self._in_use.close()
+        self._features = StageFeatures({}, self.plan.task.collate)  # lets go of the files
 
     def _examples(self, number: int) -> dict[str, ExampleDataset]:
         """Return the data as a stage sees it, by split."""
@@ -108,13 +118,11 @@ class StageData:
     def _setting(self, args: TrainingArguments) -> Setting:
         plan, processes = self.plan, join_processes()
         cache = plan.config.feature_cache
-        processor = plan.processor
-        settings = processor.to_dict() if hasattr(processor, "to_dict") else repr(processor)
         return Setting(
             identity={
                 "task": plan.task.name,
                 "options": plan.task.options.model_dump(mode="json"),
-                "processor": [type(processor).__name__, settings],
+                "processor": processor_identity(plan.processor),
             },
             fingerprints=plan.data.fingerprints,
             description={"model": plan.config.model.name},
@@ -129,8 +137,11 @@ class StageData:
 
 
 def _autocast(args: TrainingArguments, device: str) -> tuple[str, Autocast]:
-    """Return the precision that the Trainer computes in, and its name."""
-    if not (args.bf16 or args.fp16):
-        return "float32", nullcontext
-    dtype = torch.bfloat16 if args.bf16 else torch.float16
-    return str(dtype), partial(torch.autocast, device, dtype=dtype)
+    """Return the precision that the Trainer computes in, and its name.
+
+    `mixed_precision` is that of `bf16` and `fp16`, or of the launcher.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
+    if dtype is None:
+        return args.mixed_precision, nullcontext
+    return args.mixed_precision, partial(torch.autocast, device, dtype=dtype)

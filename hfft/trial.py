@@ -101,8 +101,9 @@ class TrialRun:
         if trainer is None:  # stopped between the last stage and its scores
             number = len(finished) - 1
             self._freeze(number, model)
-            self._data.open(number, model, self._arguments(number))
-            trainer = self._trainer(number, model, OptimizerState(), spent=0.0, holds=())
+            args = self._arguments(number)
+            self._data.open(number, model, args)
+            trainer = self._trainer(number, model, args, OptimizerState(), spent=0.0, holds=())
         result = {"stages": finished, **self._score(trainer, model)}
         trainer.release()
         self._data.close()
@@ -156,8 +157,10 @@ class TrialRun:
         self.spent_before += spent
         carried = state if stage.carry_optimizer_state else OptimizerState()
         started = time.monotonic()
-        self._data.open(number, model, self._arguments(number))
-        trainer = self._trainer(number, model, carried, spent, self._holds(number, model))
+        args = self._arguments(number)
+        workers = args.dataloader_num_workers
+        self._data.open(number, model, args)
+        trainer = self._trainer(number, model, args, carried, spent, self._holds(number, model))
         self.processes.wait_for_everyone()
         if self.processes.is_main_process:
             checkpoints.discard_partial()
@@ -196,6 +199,7 @@ class TrialRun:
         }
         if stage.lora is not None:
             self._data.forget_features()  # they enter the adapted model
+            args.dataloader_num_workers = workers
             self._merge(model, stage.name, keep=not stage.lora.get("merge", False))
         return trainer, result
 
@@ -329,6 +333,7 @@ class TrialRun:
         self,
         number: int,
         model: PreTrainedModel,
+        args: TrainingArguments,
         carried: OptimizerState,
         spent: float,
         holds: Iterable[TrainerCallback],
@@ -337,7 +342,7 @@ class TrialRun:
         stage = planned.stage
         labels = {"trial": self.trial.name, "stage": stage.name}
         steps = [s.steps for s in self.trial.stages]
-        args, data = self._arguments(number), self._data.splits
+        data = self._data.splits
         train: Any = data["train"]
         if isinstance(train, StoredExamples):
             args.dataloader_num_workers, args.dataloader_persistent_workers = 0, False

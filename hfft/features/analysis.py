@@ -7,7 +7,7 @@ whole model answered, bit for bit. Nothing is known of the model's code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +26,6 @@ from hfft.features.cut import (
     NoCutError,
     Skipped,
     Slot,
-    frozen_for_now,
     trimmed,
     with_padding,
 )
@@ -65,6 +64,27 @@ def find_cut(
     Raises:
         NoCutError: nothing frozen comes first, or the model's code stands in the way.
     """
+    try:
+        found, analysis = _found(model, batch, autocast, thorough)
+    except NoCutError:
+        raise
+    except Exception as error:  # whatever a model's code makes of inputs it was not written for
+        raise NoCutError(f"the model can't be looked at ({error})") from error
+    if not found.right:
+        raise NoCutError(found.reason)
+    if not found.slots or not found.skipped:
+        raise NoCutError("nothing frozen comes before what learns")
+    named = {slot.call.module for slot in found.slots} | {call.module for call in found.skipped}
+    if thorough and (unseen := {slot.call for slot in found.slots} - analysis.evaluated):
+        raise NoCutError(f"{min(unseen).module} is not run in evaluation")
+    calls = {path: sum(call.module == path for call in analysis.order) for path in named}
+    flops = sum(analysis.flops.get(call, 0.0) for call in found.skipped) / analysis.size
+    return Cut(tuple(found.slots), found.skipped, analysis.absent, calls, flops)
+
+
+def _found(
+    model: nn.Module, batch: Mapping[str, Any], autocast: Autocast, thorough: bool
+) -> tuple[_Found, _Analysis]:
     with left_as_it_was(model):
         analysis = _Analysis(model.train(), batch, autocast)
         if thorough:
@@ -73,14 +93,7 @@ def find_cut(
         if not found.right and analysis.has_drawn:
             analysis.compare_drawn()
             found = _search(analysis)
-    if not found.right:
-        raise NoCutError(found.reason)
-    if not found.slots or not found.skipped:
-        raise NoCutError("nothing frozen comes before what learns")
-    named = {slot.call.module for slot in found.slots} | {call.module for call in found.skipped}
-    calls = {path: sum(call.module == path for call in analysis.order) for path in named}
-    flops = sum(analysis.flops.get(call, 0.0) for call in found.skipped) / analysis.size
-    return Cut(tuple(found.slots), found.skipped, analysis.absent, calls, flops)
+    return found, analysis
 
 
 def _search(analysis: _Analysis) -> _Found:
@@ -124,6 +137,7 @@ class _Analysis:
         self.specs: dict[Call, TreeSpec] = {}
         self.kinds: dict[Call, Kind] = {}
         self.flops: dict[Call, float] = {}
+        self.evaluated: set[Call] = set()
         self._start: list[Tensor] = []
         with multiplications(self.model, self._count):
             self.result = self._run(self.batch, self._record)
@@ -332,6 +346,7 @@ class _Analysis:
                 one.drawn = not (isinstance(other, Tensor) and same(other, one.value))
 
     def _mark_dependent(self, example: int, place: _Place, leaves: list[Any]) -> None:
+        self.evaluated.add(place[0])
         for leaf, (one, now) in enumerate(zip(self.seen.get(place, ()), leaves, strict=False)):
             if not isinstance(one.value, Tensor) or not one.can_be_stored:
                 continue
@@ -366,31 +381,3 @@ class _Analysis:
             with answered(self.model, handler):
                 output = self.model(**batch)
         return answers(output)
-
-
-def highest_cut(
-    model: nn.Module,
-    batch: Mapping[str, Any],
-    boundaries: Sequence[frozenset[str]],
-) -> tuple[Cut, frozenset[str], str]:
-    """Cut at the highest of several boundaries that the model can be cut at, as an estimate.
-
-    Args:
-        model: as for `find_cut`.
-        batch: as for `find_cut`.
-        boundaries: names of frozen parameters, from the highest boundary to the lowest.
-
-    Returns:
-        The cut, which of `boundaries` it lies at, and why at none above it.
-
-    Raises:
-        NoCutError: at none of them; the message is about the first.
-    """
-    why = ""
-    for names in boundaries:
-        try:
-            with frozen_for_now(model, names):
-                return find_cut(model, batch, thorough=False), names, why
-        except NoCutError as error:
-            why = why or str(error)
-    raise NoCutError(why or "nothing is frozen")

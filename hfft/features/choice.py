@@ -106,22 +106,24 @@ def stored_bytes(candidates: Mapping[int, Candidate], chosen: set[int]) -> int:
     return sum(largest.values())
 
 
-def serving(
-    number: int,
-    candidates: Mapping[int, Candidate],
-    nested: Sequence[frozenset[str]],
-    chosen: set[int],
-) -> int:
-    """Return the stage whose pass over the data makes a stage's features: itself, or one before."""
-    below = candidates[number].frozen
-    for earlier in sorted(chosen):
-        if earlier >= number:
-            break
-        stays = all(below <= nested[between] for between in range(earlier, number))
-        own_pass = serving(earlier, candidates, nested, chosen) == earlier
-        if stays and own_pass and below <= candidates[earlier].frozen:
-            return earlier
-    return number
+def servers(
+    candidates: Mapping[int, Candidate], nested: Sequence[frozenset[str]], chosen: set[int]
+) -> dict[int, int]:
+    """Return by stage whose pass over the data makes its features: its own, or an earlier one's."""
+    found: dict[int, int] = {}
+    for number in sorted(chosen):
+        below = candidates[number].frozen
+        found[number] = next(
+            (
+                earlier
+                for earlier, server in found.items()
+                if server == earlier
+                and below <= candidates[earlier].frozen
+                and all(below <= nested[between] for between in range(earlier, number))
+            ),
+            number,
+        )
+    return found
 
 
 def _cost(
@@ -129,12 +131,13 @@ def _cost(
 ) -> float:
     """Return the seconds that frozen layers take in all stages."""
     total = stored_bytes(candidates, chosen) / _WRITING
+    made_by = servers(candidates, nested, chosen)
     for number, one in candidates.items():
         if number not in chosen:
             total += one.visits * one.seconds
             continue
         total += one.visits * one.bytes / _READING
-        if serving(number, candidates, nested, chosen) == number:
+        if made_by[number] == number:
             total += one.examples * one.seconds
     return total
 

@@ -33,7 +33,7 @@ def rows_per_chunk(examples: int) -> int:
 
 def fill(
     model: nn.Module,
-    targets: Sequence[Target],
+    targets: Sequence[tuple[Target, Sequence[int]]],
     examples: ExampleDataset,
     collate: Collate,
     *,
@@ -49,8 +49,8 @@ def fill(
 
     Args:
         model: in eval mode, on its device.
-        targets: entries of the same examples at several boundaries; one pass serves all that lack
-            the same rows.
+        targets: entries of the same examples at several boundaries, each with the files it lacks,
+            which all processes must see alike; one pass serves all that lack the same.
         examples: whose versions (see ExampleDataset.views) stand one after the other.
         collate: the task's.
         batch_size: examples that run together, at most.
@@ -63,21 +63,45 @@ def fill(
         OSError: the disk is full, or failed.
     """
     together: dict[tuple[tuple[int, ...], range], list[Target]] = {}
-    for target in targets:
-        if missing := tuple(target.entry.missing()):
+    for target, missing in targets:
+        if missing:
             first = target.entry.rows(0)
-            together.setdefault((missing, first), []).append(target)
+            together.setdefault((tuple(missing), first), []).append(target)
     for (missing, _), some in together.items():
-        # by number: another run may be writing too, so that processes see different files missing
-        own = [n for n in missing if n % processes.num_processes == processes.process_index]
+        own = missing[processes.process_index :: processes.num_processes]
+        pieces = [
+            list(rows[start : start + batch_size])
+            for rows in map(some[0].entry.rows, own)
+            for start in range(0, len(rows), batch_size)
+        ]
         loader: DataLoader[Any] = DataLoader(
             _Versions(examples),  # type: ignore[arg-type]
-            batch_sampler=[list(some[0].entry.rows(chunk)) for chunk in own],
-            num_workers=min(workers, len(own)),
-            collate_fn=list,
+            batch_sampler=pieces,
+            num_workers=min(workers, len(pieces)),
+            collate_fn=_packed,
         )
-        for chunk, rows in zip(own, loader, strict=True):
-            _write(model, some, chunk, rows, collate, batch_size, autocast, processes.device)
+        loaded = iter(loader)
+        for chunk in own:
+            rows = some[0].entry.rows(chunk)
+            gathered: list[Mapping[str, Any]] = []
+            while len(gathered) < len(rows):
+                gathered += _unpacked(next(loaded))
+            _write(model, some, chunk, gathered, collate, batch_size, autocast, processes.device)
+
+
+def _packed(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack what can be: a worker hands on every tensor by a file descriptor of its own."""
+    packed: dict[str, Any] = {}
+    for name in examples[0]:
+        values = [example[name] for example in examples]
+        alike = all(isinstance(v, Tensor) and v.shape == values[0].shape for v in values)
+        packed[name] = torch.stack(values) if alike else values
+    return packed
+
+
+def _unpacked(packed: Mapping[str, Any]) -> list[dict[str, Any]]:
+    count = len(next(iter(packed.values())))
+    return [{name: values[n] for name, values in packed.items()} for n in range(count)]
 
 
 def _write(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
@@ -20,9 +19,9 @@ from hfft.examples import ExampleDataset, unlike
 from hfft.features.analysis import find_cut
 from hfft.features.cut import Autocast, Cut, NoCutError, frozen_for_now, trimmed
 from hfft.features.fill import Target, fill, on_device, rows_per_chunk
-from hfft.features.keys import digest, inputs_digest, model_config, weights_digest
+from hfft.features.keys import digest, inputs_digest, model_identity, weights_digest
 from hfft.features.replay import replayed
-from hfft.features.room import cache_root, list_entries, locked, make_room, remove
+from hfft.features.room import cache_root, default_limit, locked, make_room, remove
 from hfft.features.store import Entry, open_entry
 from hfft.features.stored import Collate, Layout, StoredCollator, StoredExamples
 
@@ -131,29 +130,28 @@ def prepare(
         why = why or work.agreed(work.open) or work.difference()
         new = not why and work.lacks_rows()
         if new:
+            work.share()
             why = work.agreed(work.make_room) or work.agreed(work.fill)
         if new and not why and work.lacks_rows():
             why = "some files are missing; do all processes share the folder HFFT_CACHE?"
+        data: dict[str, Dataset[Any]] = dict(examples)
+        why = why or work.agreed(lambda: data.update(work.stored()))
     if why:
-        work.close()
+        work.agreed(work.close)
         logger.warning(f"the frozen layers are computed in every epoch: {why} ({work.root})")
         return plain(examples, setting.collate)
-    cut = next(iter(work.own.values())).layout.cut
-    data: dict[str, Dataset[Any]] = dict(examples)
     layout = next(iter(work.own.values())).layout
-    for split, target in work.own.items():
-        data[split] = StoredExamples(examples[split], target.entry.read(), target.layout)
     report = {
         "bytes": sum(target.entry.bytes for target in work.own.values()),
         "seconds": round(time.monotonic() - started, 3),
         "reused": not new,
     }
     logger.info(
-        f"features before {cut.place}: {report['bytes'] / 1e6:.1f} MB, "
+        f"features before {layout.cut.place}: {report['bytes'] / 1e6:.1f} MB, "
         + (f"computed in {report['seconds']:.1f} s" if new else "found in the cache")
     )
     collate = StoredCollator(setting.collate, layout)
-    return StageFeatures(data, collate, cut, report, [t.entry for t in work.targets])
+    return StageFeatures(data, collate, layout.cut, report, [t.entry for t in work.targets])
 
 
 class _Preparation:
@@ -171,14 +169,19 @@ class _Preparation:
         self.by_split: dict[str, list[Target]] = {}
         self.probe: list[dict[str, Any]] = []
         self.row_bytes: list[float] = []
+        self.missing: dict[int, list[int]] = {}  # by target
 
     def agreed(self, step: Callable[[], None]) -> str:
         """Take a step; return what went wrong with it on any process."""
         error = ""
         try:
             step()
-        except (NoCutError, OSError) as raised:
-            error = str(raised) or type(raised).__name__
+        except (
+            Exception
+        ) as raised:  # of CUDA, of a loader's workers, of a file: none is worth a run
+            logger.debug("features", exc_info=True)
+            expected = isinstance(raised, NoCutError | OSError)
+            error = str(raised) if expected else f"{type(raised).__name__}: {raised}"
         errors = gather_object([error]) if self.processes.num_processes > 1 else [error]
         return next(filter(None, errors), "")
 
@@ -204,10 +207,11 @@ class _Preparation:
         """Open the entries of every split at every cut."""
         tokens = [len(example.get("input_ids", ())) for example in self.probe]
         opened: dict[str, Target] = {}
+        known: dict[str, str] = {}
         for number, (wanted, cut) in enumerate(self.cuts):
             layout = Layout.of(cut, self.probe[0], self.setting.dtype)
             stored = layout.bytes(sum(tokens) / len(tokens))
-            below = weights_digest(self.model, wanted.frozen)
+            below = weights_digest(self.model, wanted.frozen, known)
             for split in wanted.splits:
                 key = self._key(split, below, layout)
                 if key in opened:  # the same cut, of a stage that differs above it
@@ -244,19 +248,29 @@ class _Preparation:
         )
         return Target(entry, layout)
 
+    def share(self) -> None:
+        """Agree on what is missing, so that processes can share it out."""
+        missing = [[target.entry.missing() for target in self.targets]]
+        if self.processes.num_processes > 1:
+            broadcast_object_list(missing)
+        self.missing = dict(zip((id(t) for t in self.targets), missing[0], strict=True))
+
+    def stored(self) -> dict[str, StoredExamples]:
+        """Return the stored examples of this stage."""
+        return {
+            split: StoredExamples(self.examples[split], target.entry.read(), target.layout)
+            for split, target in self.own.items()
+        }
+
     def make_room(self) -> None:
         """Remove what was not used for longest, on the main process."""
         if not self.processes.is_main_process:
             return
         needed = sum(
-            row_bytes * sum(len(target.entry.rows(chunk)) for chunk in target.entry.missing())
+            row_bytes * sum(len(target.entry.rows(chunk)) for chunk in self.missing[id(target)])
             for target, row_bytes in zip(self.targets, self.row_bytes, strict=True)
         )
-        limit = self.setting.limit
-        if limit is None:
-            self.root.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.root).free
-            limit = sum(entry.bytes for entry in list_entries(self.root)) + free // 2
+        limit = self.setting.limit or default_limit(self.root)
         keep = {target.entry.folder.name for target in self.targets}
         make_room(self.root, int(needed), limit, keep)
 
@@ -267,7 +281,7 @@ class _Preparation:
             for split, targets in self.by_split.items():
                 fill(
                     self.model,
-                    targets,
+                    [(target, self.missing[id(target)]) for target in targets],
                     self.examples[split],
                     setting.collate,
                     batch_size=setting.batch_size,
@@ -282,7 +296,7 @@ class _Preparation:
         for target in self.targets:
             target.entry.close()
         self.processes.wait_for_everyone()
-        if self.processes.is_main_process and unfinished:
+        if self.processes.is_local_main_process and unfinished:
             with locked(self.root):
                 for folder in unfinished:
                     remove(folder)
@@ -294,15 +308,12 @@ class _Preparation:
                 "identity": setting.identity,
                 "data": [setting.fingerprints[split], len(examples)],
                 "views": (examples.views, examples.seed) if examples.views else None,
-                "inputs": inputs_digest(self.probe),
-                "model": type(self.model).__name__,
-                "config": model_config(self.model.config),
+                "inputs": inputs_digest(unlike(examples)),
+                "model": model_identity(self.model),
                 "weights": below,
                 "slots": repr(layout.cut.slots),
                 "columns": repr(layout.columns),
                 "precision": setting.autocast[0],
-                "device": self.model.device.type,
-                "torch": torch.__version__,
             }
         )
 

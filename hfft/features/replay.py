@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hfft.features.calls import Call, replace_forward, restore_forward
-from hfft.features.cut import MASK, Cut, Slot
+from hfft.features.cut import MASK, Cut, NoCutError, Slot
 
 FEATURE = "hfft_feature_{}"
 """The names by which stored tensors stand among a batch's inputs, by the number of their slot."""
@@ -33,6 +33,9 @@ def capture(
         model: in eval mode.
         cuts: of this model, at any boundaries.
         batch: its inputs, on its device.
+
+    Raises:
+        NoCutError: in evaluation the model does not come to all slots.
     """
     wanted = {(c, n): slot for c, cut in enumerate(cuts) for n, slot in enumerate(cut.slots)}
     taken: dict[tuple[int, int], Tensor] = {}
@@ -66,6 +69,8 @@ def capture(
     finally:
         for module, own in patched:
             restore_forward(module, own)
+    if lacking := wanted.keys() - taken.keys():
+        raise NoCutError(f"{wanted[min(lacking)].call.module} is not run in evaluation")
     return [[taken[c, n] for n in range(len(cut.slots))] for c, cut in enumerate(cuts)]
 
 

@@ -12,7 +12,6 @@ so that `hfft cache` starts at once.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
@@ -42,6 +41,21 @@ _DAY = 86_400  # seconds: no chunk takes that long, so an older partial file is 
 _GIB = 2**30
 
 
+def _flock(descriptor: int, *, exclusive: bool = False, wait: bool = True) -> None:
+    """Lock an open file until it is closed.
+
+    Raises:
+        BlockingIOError: somebody else holds it, and we were not to wait.
+        OSError: the file system has no locks, or the operating system has none of this kind.
+    """
+    try:
+        import fcntl
+    except ImportError as error:
+        raise OSError("the feature cache needs a system with flock: Linux, macOS") from error
+    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
+
+
 class NoRoomError(OSError):
     """Neither the limit nor the disk has room for what is to be written."""
 
@@ -63,7 +77,7 @@ class Hold:
         self.folder = folder
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         self._release = weakref.finalize(self, os.close, lock)
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        _flock(lock)
         if not _is_file(lock, folder / _LOCK):  # removed while we waited
             self.close()
             raise FileNotFoundError(f"{folder} was removed")
@@ -104,6 +118,15 @@ class Listed:
 def cache_root() -> Path:
     """Return `$HFFT_CACHE`, by default `~/.cache/hfft`."""
     return Path(os.environ.get("HFFT_CACHE") or "~/.cache/hfft").expanduser()
+
+
+def default_limit(root: Path) -> int:
+    """Return the bytes that entries may take where nothing is said: theirs and half of the rest."""
+    there = root
+    while not there.exists():
+        there = there.parent
+    held = sum(entry.bytes for entry in list_entries(root)) if there == root else 0
+    return held + shutil.disk_usage(there).free // 2
 
 
 def entry_folder(root: Path, key: str) -> Path:
@@ -204,7 +227,7 @@ def locked(root: Path) -> Iterator[None]:
     (root / "features").mkdir(parents=True, exist_ok=True)
     lock = os.open(root / "features" / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _flock(lock, exclusive=True)
         yield
     finally:
         os.close(lock)
@@ -267,7 +290,7 @@ def _claim(folder: Path) -> Iterator[bool]:
     lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(lock, exclusive=True, wait=False)
             free = True
         except BlockingIOError:
             free = False

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfft.features.analysis import find_cut, highest_cut
+from hfft.features.analysis import find_cut
+from hfft.features.boundaries import highest_cut
 from hfft.features.cut import Cut, NoCutError, trimmed
 from hfft.features.replay import replayed
 from hfft.hooks.freeze import kept_in_eval

@@ -15,7 +15,7 @@ from hfft.features.choice import (
     describe,
     fitting,
     seconds_of,
-    serving,
+    servers,
     stored_bytes,
 )
 from hfft.features.cut import Absent, Cut, Slot
@@ -87,27 +87,27 @@ def test_one_pass_serves_later_stages_that_are_frozen_less() -> None:
     stages = [stage(12 - n, epochs=1) for n in range(4)]
     assert chosen(*stages) == {0, 1, 2, 3}
     found = dict(enumerate(stages))
-    servers = [serving(n, found, nested(*stages), {0, 1, 2, 3}) for n in range(4)]
-    assert servers == [0, 0, 0, 0]
+    made_by = list(servers(found, nested(*stages), {0, 1, 2, 3}).values())
+    assert made_by == [0, 0, 0, 0]
 
 
 def test_a_pass_serves_no_layers_that_learned_meanwhile() -> None:
     stages = [stage(12), stage(2), stage(12)]
     found = dict(enumerate(stages))
-    assert serving(1, found, nested(*stages), {0, 1, 2}) == 0
-    assert serving(2, found, nested(*stages), {0, 1, 2}) == 2
+    assert servers(found, nested(*stages), {0, 1, 2})[1] == 0
+    assert servers(found, nested(*stages), {0, 1, 2})[2] == 2
     # a stage between that is none of the candidates
-    assert serving(2, {0: stages[0], 2: stages[2]}, nested(*stages), {0, 2}) == 2
+    assert servers({0: stages[0], 2: stages[2]}, nested(*stages), {0, 2})[2] == 2
 
 
 def test_a_pass_of_a_lower_boundary_serves_no_higher_one() -> None:
     stages = [stage(3), stage(12)]
-    assert serving(1, dict(enumerate(stages)), [below(12), below(12)], {0, 1}) == 1
+    assert servers(dict(enumerate(stages)), [below(12), below(12)], {0, 1})[1] == 1
 
 
 def test_what_is_not_chosen_serves_nobody() -> None:
     stages = [stage(12), stage(11)]
-    assert serving(1, dict(enumerate(stages)), nested(*stages), {1}) == 1
+    assert servers(dict(enumerate(stages)), nested(*stages), {1})[1] == 1
 
 
 def test_low_boundaries_of_huge_features_are_recomputed() -> None:

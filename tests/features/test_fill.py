@@ -63,7 +63,8 @@ def filled(model: Any, some: list[Target], examples: ExampleDataset, **changes: 
         "processes": one_process(),
         **changes,
     }
-    fill(model, some, examples, collate, **options)
+    lacking = [(target, target.entry.missing()) for target in some]
+    fill(model, lacking, examples, collate, **options)
 
 
 def files(target: Target) -> dict[str, bytes]:

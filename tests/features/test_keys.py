@@ -148,19 +148,19 @@ def test_a_key_stays_with(change: str) -> None:
 def test_each_weight_below_counts() -> None:
     model = batchnorm_resnet()
     names = [n for n, _ in model.named_parameters() if ".layer1." in n]
-    first = weights_digest(model, names)
+    first = weights_digest(model, names, {})
     found = {first}
     for name in names:
         with torch.no_grad():
             model.get_parameter(name).view(-1)[-1] += 1
-        found.add(weights_digest(model, names))
+        found.add(weights_digest(model, names, {}))
     assert len(found) == len(names) + 1
 
 
 def test_weights_of_another_shape_dtype_or_name_are_others() -> None:
     def made(layer: nn.Module, **names: nn.Module) -> str:
         model = nn.ModuleDict({"a": layer, **names})
-        return weights_digest(model, [n for n, _ in model.named_parameters() if n[0] == "a"])
+        return weights_digest(model, [n for n, _ in model.named_parameters() if n[0] == "a"], {})
 
     def zeros(a: int, b: int) -> nn.Module:
         layer = nn.Linear(a, b, bias=False)
@@ -188,7 +188,7 @@ def test_statistics_without_a_parameter_beside_count_too() -> None:
     nn.init.zeros_(one.body.bias)
     nn.init.zeros_(other.body.bias)
     names = ["body.weight", "body.bias"]
-    assert weights_digest(one, names) != weights_digest(other, names)
+    assert weights_digest(one, names, {}) != weights_digest(other, names, {})
 
 
 def test_inputs_are_told_apart_bit_by_bit() -> None:

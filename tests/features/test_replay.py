@@ -9,7 +9,8 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from hfft.features.analysis import find_cut, highest_cut
+from hfft.features.analysis import find_cut
+from hfft.features.boundaries import highest_cut
 from hfft.features.cut import Cut, NoCutError
 from hfft.features.replay import capture, replayed
 from hfft.hooks.freeze import kept_in_eval

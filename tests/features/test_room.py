@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from hfft.features import room
 from hfft.features.room import Hold, NoRoomError, list_entries, locked, make_room, remove
 from hfft.features.store import Column, open_entry
 
@@ -155,7 +154,7 @@ def test_a_hold_that_waited_out_a_removal_is_refused(
         with locked(root):
             assert remove(folder)
 
-    monkeypatch.setattr(room.fcntl, "flock", removed_first)
+    monkeypatch.setattr("fcntl.flock", removed_first)
     with pytest.raises(FileNotFoundError):
         Hold(folder)
     assert not folder.exists()

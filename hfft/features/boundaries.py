@@ -1,0 +1,39 @@
+"""The highest of several boundaries at which a model can be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from hfft.features.analysis import find_cut
+from hfft.features.cut import Cut, NoCutError, frozen_for_now
+
+
+def highest_cut(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    boundaries: Sequence[frozenset[str]],
+) -> tuple[Cut, frozenset[str], str]:
+    """Cut at the highest of several boundaries that the model can be cut at, as an estimate.
+
+    Args:
+        model: as for `find_cut`.
+        batch: as for `find_cut`.
+        boundaries: names of frozen parameters, from the highest boundary to the lowest.
+
+    Returns:
+        The cut, which of `boundaries` it lies at, and why at none above it.
+
+    Raises:
+        NoCutError: at none of them; the message is about the first.
+    """
+    why = ""
+    for names in boundaries:
+        try:
+            with frozen_for_now(model, names):
+                return find_cut(model, batch, thorough=False), names, why
+        except NoCutError as error:
+            why = why or str(error)
+    raise NoCutError(why or "nothing is frozen")
