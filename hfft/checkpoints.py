@@ -13,16 +13,17 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hfft.optim import OptimizerState
+from hfft.weights_file import load_weights_of, save_weights
 
 _SEAL = "SEALED"
 
@@ -91,12 +92,25 @@ class StageCheckpoints:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return result
 
-    def finish(self, model: nn.Module, optimizer: OptimizerState, result: dict[str, Any]) -> None:
-        """Keep what the next stage starts from; drop this stage's own checkpoints."""
+    def finish(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerState,
+        result: dict[str, Any],
+        untouched: Collection[str] = (),
+    ) -> None:
+        """Keep what the next stage starts from; drop this stage's own checkpoints.
+
+        Args:
+            model: as the stage left it.
+            optimizer: its state, by parameter name.
+            result: what the stage came to.
+            untouched: names of the parameters that are as the trial started with them.
+        """
         partial = self.folder / "finished.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_model(model, str(partial / "model.safetensors"))
+        save_weights(model, partial / "model.safetensors", leave_out=untouched)
         torch.save(optimizer, partial / "optimizer.pt")
         write_json(partial / "result.json", result)
         partial.rename(self.finished)
@@ -104,8 +118,8 @@ class StageCheckpoints:
             shutil.rmtree(path)
 
     def restore(self, model: nn.Module) -> OptimizerState:
-        """Load the finished stage's weights into a model; return the optimizer state."""
-        load_model(model, self.finished / "model.safetensors")
+        """Load the finished stage's weights into the trial's model; return the optimizer state."""
+        load_weights_of(model, self.finished / "model.safetensors")
         state: OptimizerState = torch.load(
             self.finished / "optimizer.pt", map_location="cpu", weights_only=True
         )

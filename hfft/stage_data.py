@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainingArguments
 
 from hfft.examples import ExampleDataset
-from hfft.features.cut import Autocast
+from hfft.features.cut import Autocast, Cut
 from hfft.features.keys import processor_identity
-from hfft.features.prepare import Setting, StageFeatures, Wanted, prepare
+from hfft.features.prepare import Setting, Wanted, plain, prepare
 from hfft.features.stored import Collate
 from hfft.hooks.freeze import kept_in_eval
 from hfft.plan import Plan, PlannedStage, Trial
@@ -33,8 +33,9 @@ class StageData:
 
     def __init__(self, plan: Plan, trial: Trial) -> None:
         self.plan, self.trial = plan, trial
-        self._features = StageFeatures({}, plan.task.collate)
+        self._features = plain({}, plan.task.collate)
         self._in_use = ExitStack()
+        self._proved: dict[frozenset[str], Cut] = {}
 
     @property
     def splits(self) -> dict[str, Dataset[Any]]:
@@ -61,7 +62,7 @@ class StageData:
         """
         planned, examples = self.trial.stages[number], self._examples(number)
         wanted = planned.features
-        self._features = StageFeatures(dict(examples), self.plan.task.collate)
+        self._features = plain(examples, self.plan.task.collate)
         scored_only = self._is_merged(planned, model)
         if not wanted.splits or scored_only:
             if planned.frozen and self.plan.config.feature_cache.mode == "on":
@@ -71,7 +72,8 @@ class StageData:
         model.to(setting.processes.device)
         with kept_in_eval(model, adapted=planned.stage.lora is not None):
             own = Wanted(wanted.frozen, wanted.splits)
-            self._features = prepare(model, own, self._later(number), examples, setting)
+            later = self._later(number)
+            self._features = prepare(model, own, later, examples, setting, self._proved)
         self._in_use.callback(self._features.close)
         self._in_use.enter_context(self._features.replayed(model))
 
@@ -85,12 +87,12 @@ class StageData:
     def forget_features(self) -> None:
         """Go on with whole examples, which the model takes until `close` too."""
         examples = self._examples(len(self.trial.stages) - 1)
-        self._features = StageFeatures(dict(examples), self.plan.task.collate)
+        self._features = plain(examples, self.plan.task.collate)
 
     def close(self) -> None:
         """Leave the model as it was; nothing may wrap it any more."""
         self._in_use.close()
-        self._features = StageFeatures({}, self.plan.task.collate)  # lets go of the files
+        self._features = plain({}, self.plan.task.collate)  # lets go of the files
 
     def _examples(self, number: int) -> dict[str, ExampleDataset]:
         """Return the data as a stage sees it, by split."""

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
@@ -17,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 from hfft.errors import InputError
 from hfft.hooks import PenaltyCallback
 from hfft.optim import OptimizerState, carry_state, parameter_groups, state_by_name
+from hfft.weights_file import save_weights
 
 
 class NonFiniteLossError(RuntimeError):
@@ -135,13 +135,7 @@ class StageTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         model = self._bare_model()
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-        learning: dict[tuple[int, torch.Size], str] = {}  # one name of those that share a tensor
-        state = model.state_dict()
-        for name, tensor in state.items():
-            if name not in frozen:
-                learning.setdefault((tensor.data_ptr() or id(tensor), tensor.shape), name)
-        kept = {name: state[name].contiguous() for name in learning.values()}
-        save_file(kept, folder / "model.safetensors")
+        save_weights(model, folder / "model.safetensors", leave_out=frozen)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Say nothing of what a checkpoint leaves out."""

@@ -94,7 +94,7 @@ class TrialRun:
             state = {n: s for n, s in trainer.optimizer_state().items() if n in names}
             finished.append(stage)
             if self.processes.is_main_process:
-                self._checkpoints(number).finish(model, state, stage)
+                self._checkpoints(number).finish(model, state, stage, self._untouched(number))
                 if number > 0:
                     self._checkpoints(number - 1).forget_weights()
             self.processes.wait_for_everyone()
@@ -278,6 +278,13 @@ class TrialRun:
     def _freeze(self, number: int, model: PreTrainedModel) -> None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in self.trial.stages[number].frozen)
+
+    def _untouched(self, number: int) -> frozenset[str]:
+        """Return the parameters that no stage so far has changed; adapters change frozen ones."""
+        so_far = self.trial.stages[: number + 1]
+        if any(stage.stage.lora is not None for stage in so_far):
+            return frozenset()
+        return frozenset.intersection(*(stage.frozen for stage in so_far))
 
     def _arguments(self, number: int) -> TrainingArguments:
         config, planned = self.plan.config, self.trial.stages[number]

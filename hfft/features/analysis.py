@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from hfft.features.seen import (
     copied,
     generators,
     has_nan,
+    in_eval,
     left_as_it_was,
     near,
     other_weights,
@@ -170,14 +171,9 @@ class _Analysis:
                 for name, v in alone.items()
                 if isinstance(v, Tensor) and v.dim() == 2 and v.shape[1] == len(tokens)
             }
-        modes = {module: module.training for module in self.model.modules()}
-        with other_weights(self.model):
-            cast(Any, self.model).eval()  # BatchNorm refuses to learn from one example
-            try:
-                self._run(alone, self._again(partial(self._mark_dependent, chosen)))
-            finally:
-                for module, mode in modes.items():
-                    module.training = mode
+        # BatchNorm refuses to learn from one example
+        with other_weights(self.model), in_eval(self.model):
+            self._run(alone, self._again(partial(self._mark_dependent, chosen)))
 
     @property
     def device(self) -> torch.device:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -22,6 +22,7 @@ from hfft.features.fill import Target, fill, on_device, rows_per_chunk
 from hfft.features.keys import digest, inputs_digest, model_identity, weights_digest
 from hfft.features.replay import replayed
 from hfft.features.room import cache_root, default_limit, locked, make_room, remove
+from hfft.features.seen import in_eval
 from hfft.features.store import Entry, open_entry
 from hfft.features.stored import Collate, Layout, StoredCollator, StoredExamples
 
@@ -108,6 +109,7 @@ def prepare(
     later: Sequence[Wanted],
     examples: Mapping[str, ExampleDataset],
     setting: Setting,
+    proved: dict[frozenset[str], Cut] | None = None,
 ) -> StageFeatures:
     """Have a stage's features in the store, and let its data be read from there.
 
@@ -122,9 +124,11 @@ def prepare(
         examples: all splits, the stored ones' transforms without chance (see
             ExampleDataset.views).
         setting: the rest.
+        proved: cuts of this model by what is frozen below them, if any are known; new ones are
+            added.
     """
     started = time.monotonic()
-    work = _Preparation(model, examples, setting)
+    work = _Preparation(model, examples, setting, {} if proved is None else proved)
     with torch.random.fork_rng():
         why = work.agreed(lambda: work.cut(own, later))
         why = why or work.agreed(work.open) or work.difference()
@@ -158,9 +162,14 @@ class _Preparation:
     """The steps, each taken on all processes before the next."""
 
     def __init__(
-        self, model: PreTrainedModel, examples: Mapping[str, ExampleDataset], setting: Setting
+        self,
+        model: PreTrainedModel,
+        examples: Mapping[str, ExampleDataset],
+        setting: Setting,
+        proved: dict[frozenset[str], Cut],
     ) -> None:
         self.model, self.examples, self.setting = model, examples, setting
+        self.proved = proved
         self.processes = setting.processes
         self.root = cache_root()
         self.cuts: list[tuple[Wanted, Cut]] = []
@@ -197,8 +206,10 @@ class _Preparation:
         autocast = self.setting.autocast[1]
         for wanted in (own, *later):
             try:
-                with frozen_for_now(self.model, wanted.frozen):
-                    self.cuts.append((wanted, find_cut(self.model, batch, autocast)))
+                if wanted.frozen not in self.proved:
+                    with frozen_for_now(self.model, wanted.frozen):
+                        self.proved[wanted.frozen] = find_cut(self.model, batch, autocast)
+                self.cuts.append((wanted, self.proved[wanted.frozen]))
             except NoCutError:
                 if wanted is own:
                     raise
@@ -277,7 +288,7 @@ class _Preparation:
     def fill(self) -> None:
         """Write what is missing."""
         setting = self.setting
-        with _in_eval(self.model):
+        with in_eval(self.model):
             for split, targets in self.by_split.items():
                 fill(
                     self.model,
@@ -323,14 +334,3 @@ class _Preparation:
 
 def _is_random(examples: ExampleDataset) -> bool:
     return inputs_digest([examples.version(0, 0)]) != inputs_digest([examples.version(0, 1)])
-
-
-@contextmanager
-def _in_eval(model: PreTrainedModel) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    cast(Any, model).eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,18 @@ def other_weights(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, data in before.items():
             parameter.data = data
+
+
+@contextmanager
+def in_eval(model: nn.Module) -> Iterator[None]:
+    """Evaluate with a model; its modules have the modes again that they had, each its own."""
+    modes = {module: module.training for module in model.modules()}
+    cast(Any, model).eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextmanager
