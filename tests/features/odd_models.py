@@ -28,7 +28,7 @@ class Odd(nn.Module):
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
     def hidden(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        return self.mid(self.body(x))
 
 
 class FrozenWeightAbove(Odd):
