@@ -174,18 +174,13 @@ class FeaturePlanner:
                 broadcast_object_list(limit)
         return limit[0] or 0
 
-    def plan(self, stages: Sequence[PlannedStage], *, scored: bool = True) -> list[PlannedFeatures]:
-        """Say of each stage of a trial what it stores.
-
-        Args:
-            stages: of one trial.
-            scored: whether the last one is scored on all splits there are.
-        """
+    def plan(self, stages: Sequence[PlannedStage]) -> list[PlannedFeatures]:
+        """Say of each stage of a trial what it stores; the last is scored on all splits."""
         found: dict[int, Candidate] = {}
         plans: dict[int, PlannedFeatures] = {}
         for number, stage in enumerate(stages):
             # with an adapter, what is scored is the merged model
-            last = scored and number == len(stages) - 1 and stage.stage.lora is None
+            last = number == len(stages) - 1 and stage.stage.lora is None
             try:
                 found[number] = self._candidate(stage, last=last)
             except NoCutError as error:

@@ -185,9 +185,8 @@ class _Preparation:
         error = ""
         try:
             step()
-        except (
-            Exception
-        ) as raised:  # of CUDA, of a loader's workers, of a file: none is worth a run
+        except Exception as raised:
+            # of CUDA, of a loader's workers, of a file: none is worth a run
             logger.debug("features", exc_info=True)
             expected = isinstance(raised, NoCutError | OSError)
             error = str(raised) if expected else f"{type(raised).__name__}: {raised}"
@@ -218,13 +217,16 @@ class _Preparation:
         """Open the entries of every split at every cut."""
         tokens = [len(example.get("input_ids", ())) for example in self.probe]
         opened: dict[str, Target] = {}
+        splits = {split: self.examples[split] for wanted, _ in self.cuts for split in wanted.splits}
+        inputs = {split: inputs_digest(unlike(examples)) for split, examples in splits.items()}
+        model = model_identity(self.model)
         known: dict[str, str] = {}
         for number, (wanted, cut) in enumerate(self.cuts):
             layout = Layout.of(cut, self.probe[0], self.setting.dtype)
             stored = layout.bytes(sum(tokens) / len(tokens))
             below = weights_digest(self.model, wanted.frozen, known)
             for split in wanted.splits:
-                key = self._key(split, below, layout)
+                key = self._key(split, layout, inputs=inputs[split], model=model, weights=below)
                 if key in opened:  # the same cut, of a stage that differs above it
                     continue
                 opened[key] = self._open(key, split, layout)
@@ -312,16 +314,14 @@ class _Preparation:
                 for folder in unfinished:
                     remove(folder)
 
-    def _key(self, split: str, below: str, layout: Layout) -> str:
+    def _key(self, split: str, layout: Layout, **decided: Any) -> str:
         setting, examples = self.setting, self.examples[split]
         return digest(
             {
                 "identity": setting.identity,
                 "data": [setting.fingerprints[split], len(examples)],
                 "views": (examples.views, examples.seed) if examples.views else None,
-                "inputs": inputs_digest(unlike(examples)),
-                "model": model_identity(self.model),
-                "weights": below,
+                **decided,
                 "slots": repr(layout.cut.slots),
                 "columns": repr(layout.columns),
                 "precision": setting.autocast[0],
