@@ -1,20 +1,15 @@
-"""A BERT-base of random weights, texts of random words, and a task that reads them."""
+"""Language models of random weights, and texts of random words."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, models, pre_tokenizers
-
-from hfft.registry import register
-from hfft.task import Column, InputError, ModelConfig, Row, Task, Transform
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [f"w{number}" for number in range(995)]
@@ -27,15 +22,64 @@ def save_bert(folder: Path) -> None:
     torch.manual_seed(0)
     config = hf.BertConfig(vocab_size=len(SPECIAL) + len(WORDS), num_labels=CLASSES)
     hf.BertForSequenceClassification(config).save_pretrained(folder)
-    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"}
+    hf.PreTrainedTokenizerFast(
+        tokenizer_object=_words(), pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]"
+    ).save_pretrained(folder)
+
+
+def save_small(folder: Path, kind: str) -> None:
+    """Save a `bert` or `gpt2` of 4 layers of 256, 512 positions, and a tokenizer of whole words.
+
+    GPT-2's texts are left open; its tokenizer knows how they end.
+    """
+    torch.manual_seed(0)
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    words, known = _words(), len(SPECIAL) + len(WORDS)
+    if kind == "bert":
+        bert = hf.BertConfig(
+            vocab_size=known,
+            hidden_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=1024,
+            num_labels=CLASSES,
+        )
+        hf.BertForSequenceClassification(bert).save_pretrained(folder)
+        ends = [(name, SPECIAL.index(name)) for name in ("[CLS]", "[SEP]")]
+        words.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, ends)
+        names |= {"cls_token": "[CLS]", "sep_token": "[SEP]"}
+    else:
+        end = SPECIAL.index("[SEP]")
+        gpt2 = hf.GPT2Config(
+            vocab_size=known,
+            n_embd=256,
+            n_layer=4,
+            n_head=4,
+            n_positions=512,
+            bos_token_id=end,
+            eos_token_id=end,
+            pad_token_id=SPECIAL.index("[PAD]"),
+        )
+        hf.GPT2LMHeadModel(gpt2).save_pretrained(folder)
+        names |= {"eos_token": "[SEP]"}
     hf.PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
 
 
-def write_texts(folder: Path, count: dict[str, int]) -> None:
-    """Write SPLIT.jsonl of texts of 128 words; a class prefers its own quarter of the words."""
+def write_texts(
+    folder: Path,
+    count: dict[str, int],
+    *,
+    own_share: float = 0.5,
+    length: Callable[[random.Random], int] = lambda _: TOKENS,
+) -> None:
+    """Write SPLIT.jsonl of texts of random words, of which a class prefers its own quarter.
+
+    Args:
+        folder: where to.
+        count: of the texts of each split.
+        own_share: of a text's words that come from its class's quarter.
+        length: a text's words.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for split, examples in count.items():
         chance = random.Random(split)
@@ -44,61 +88,14 @@ def write_texts(folder: Path, count: dict[str, int]) -> None:
                 label = number % CLASSES
                 own = WORDS[label::CLASSES]
                 text = [
-                    chance.choice(own if chance.random() < 0.5 else WORDS) for _ in range(TOKENS)
+                    chance.choice(own if chance.random() < own_share else WORDS)
+                    for _ in range(length(chance))
                 ]
                 print(json.dumps({"text": " ".join(text), "label": f"class{label}"}), file=file)
 
 
-@register("benchmark-texts")
-class Texts(Task):
-    """Text to class, for the benchmark alone."""
-
-    columns: ClassVar = {
-        "text": Column("text", ("text",)),
-        "label": Column("label", ("label",)),
-    }
-    metric_names = ("accuracy",)
-    metric = "accuracy"
-    auto_model = hf.AutoModelForSequenceClassification
-    model_suffix = "ForSequenceClassification"
-
-    @property
-    def augments(self) -> bool:
-        """Texts stay as they are."""
-        return False
-
-    def configure(self, config: hf.PretrainedConfig, labels: Sequence[str]) -> None:
-        """Name the classes."""
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: number for number, label in enumerate(labels)}
-
-    def load_processor(self, source: ModelConfig, config: hf.PretrainedConfig) -> Any:
-        """Return the tokenizer."""
-        return hf.AutoTokenizer.from_pretrained(source.name)
-
-    def transform(self, processor: Any, *, training: bool) -> Transform:
-        """Return text to token ids and class number."""
-
-        def inputs(row: Row) -> dict[str, Any]:
-            return {"input_ids": processor(row["text"])["input_ids"], "labels": row["label"]}
-
-        return inputs
-
-    def collate(self, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Pad to the longest."""
-        longest = max(len(one["input_ids"]) for one in inputs)
-        ids = torch.zeros(len(inputs), longest, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for number, one in enumerate(inputs):
-            ids[number, : len(one["input_ids"])] = torch.tensor(one["input_ids"])
-            mask[number, : len(one["input_ids"])] = 1
-        labels = torch.tensor([one["labels"] for one in inputs])
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-    def read_inputs(self, given: Sequence[str]) -> list[tuple[str, Any]]:
-        """Refuse: nothing is predicted here."""
-        raise InputError("this task is for a benchmark")
-
-    def metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Return the accuracy."""
-        return {"accuracy": float((predictions.argmax(-1) == labels).mean())}
+def _words() -> Tokenizer:
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return words

@@ -160,14 +160,14 @@ def one_pass(folder: Path) -> float:
     from hfft.source import load_weights
 
     plan = make_plan(config(folder, "pass", feature_cache="off"))
-    loaded = load_weights(plan.task.auto_model, plan.config.model, plan.model_config)
-    transform = plan.task.transform(plan.processor, training=False)
+    subject = plan.subject
+    loaded = load_weights(plan.task.auto_model, plan.config.model, subject.model_config)
     keep_freed_memory()
     before = time.process_time()
     with torch.no_grad():
-        for rows in plan.data.splits.values():
-            examples = ExampleDataset(rows, transform)
-            loader = DataLoader(examples, batch_size=BATCH, collate_fn=plan.task.collate)
+        for own in subject.examples.values():
+            examples = ExampleDataset(own.rows, subject.transforms["evaluation"])
+            loader = DataLoader(examples, batch_size=BATCH, collate_fn=subject.collate)
             for batch in loader:
                 loaded.model.eval()(**batch)
     _report(time.process_time() - before, None)

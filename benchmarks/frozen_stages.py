@@ -28,7 +28,7 @@ from typing import Any
 
 CASES: dict[str, dict[str, Any]] = {
     "bert": {
-        "task": "benchmark-texts",
+        "task": "text-classification",
         "freeze": ["backbone", 12, 10],
         "epochs": 3,
         "batch": 8,
@@ -90,10 +90,11 @@ def toggled(case: dict[str, Any], folder: Path) -> float:
     from hfft.source import load_weights
 
     plan = make_plan(config(case, folder, "toggled", "off"))
-    model = load_weights(plan.task.auto_model, plan.config.model, plan.model_config).model
+    subject = plan.subject
+    model = load_weights(plan.task.auto_model, plan.config.model, subject.model_config).model
     model.accepts_loss_kwargs = False  # type: ignore[assignment]
-    transform = plan.task.transform(plan.processor, training=False)
-    data: Any = {s: ExampleDataset(rows, transform) for s, rows in plan.data.splits.items()}
+    transform = subject.transforms["evaluation"]
+    data: Any = {s: ExampleDataset(e.rows, transform) for s, e in subject.examples.items()}
     before = time.process_time()
     accuracy = 0.0
     for stage in plan.main.stages:
@@ -118,8 +119,10 @@ def toggled(case: dict[str, Any], folder: Path) -> float:
             args,
             train_dataset=data["train"],
             eval_dataset=data["validation"],
-            data_collator=plan.task.collate,
-            compute_metrics=lambda p: plan.task.metrics(p.predictions, p.label_ids),
+            data_collator=subject.collate,
+            compute_metrics=lambda p: plan.task.metrics(
+                p.predictions, p.label_ids, subject.examples["validation"].split
+            ),
         )
         trainer.train()
         accuracy = float(trainer.evaluate()["eval_accuracy"])
@@ -133,11 +136,11 @@ def _report(seconds: float, accuracy: float) -> None:
 
 
 def _contend(case_name: str, name: str, folder: Path) -> None:
-    import bert_texts  # noqa: F401
     import torch._dynamo
 
     import hfft.run
     import hfft.tasks.image_classification
+    import hfft.tasks.text_classification
 
     torch.set_num_threads(1)
     case = CASES[case_name]

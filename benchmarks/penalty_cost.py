@@ -26,8 +26,8 @@ from penalty_cost_cases import DENSE_ROWS, LORA_ROWS, RATE, STRENGTH, Case, Row,
 from penalty_cost_memory import report_memory, report_rounding
 from torch import Tensor
 
-from hfft.config import PenaltyConfig
 from hfft.penalties.penalty import Attachment, Mode, Part, Setting, make_penalty
+from hfft.sections import PenaltyConfig
 
 Times = dict[str, list[float]]
 

@@ -14,9 +14,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from hfft.config import PenaltyConfig
 from hfft.penalties.low_rank import Product
 from hfft.penalties.penalty import Part, make_penalty
+from hfft.sections import PenaltyConfig
 
 TOKENS, PIXELS, RANK = 128, 224, 16
 STRENGTH = 1e-4

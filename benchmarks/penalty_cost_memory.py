@@ -21,11 +21,11 @@ from penalty_cost_cases import DISTANCE, RATE, STRENGTH, is_lower, make, naive
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-from hfft.config import PenaltyConfig
 from hfft.hooks.penalty import PenaltyCallback
 from hfft.penalties.penalty import Setting, make_penalty
 from hfft.penalties.spaces import Dense
 from hfft.penalties.weights import l2_sp_of
+from hfft.sections import PenaltyConfig
 
 STEPS = 3
 MB = 1e6

@@ -53,7 +53,7 @@ def training_arguments(
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,  # it hides what StageTrainer stops at
     }
-    values = {**ours, **config.training, **of_stage, **fixed}
+    values = {**ours, **config.training, **of_stage, **fixed, **_best(config, planned)}
     # else they are forked anew for each epoch and each evaluation; no workers can't persist
     persistent = has_accelerator() and values["dataloader_num_workers"] not in (0, None)
     values.setdefault("dataloader_persistent_workers", persistent)
@@ -66,6 +66,20 @@ def training_arguments(
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # nn.DataParallel is never right here; accelerate launch is
     return arguments
+
+
+def _best(config: Config, planned: PlannedStage) -> dict[str, Any]:
+    """Return which scores are better: the Trainer takes all but a loss to be the higher ones.
+
+    Stages of another task than the run's go by their loss where they lack the run's metric.
+    """
+    task, name = planned.subject.task, config.training.get("metric_for_best_model")
+    if name is None or "greater_is_better" in config.training:
+        return {}
+    bare = str(name).removeprefix("eval_")
+    if bare not in task.metric_names:
+        return {"metric_for_best_model": "loss", "greater_is_better": False}
+    return {"greater_is_better": bare not in task.lower_is_better}
 
 
 def _workers() -> int:
@@ -99,6 +113,7 @@ def rehearse(config: Config, planned: PlannedStage) -> None:
         examples: Any = [{"input_ids": [0]}]
         try:
             trainer = StageTrainer(
+                task=planned.subject.task,
                 rates={"weight": planned.learning_rate},
                 carried={},
                 span=(0, planned.steps) if config.schedule == "run" else None,
@@ -106,7 +121,7 @@ def rehearse(config: Config, planned: PlannedStage) -> None:
                 args=arguments,
                 train_dataset=examples,
                 eval_dataset=examples,
-                compute_metrics=lambda _: {},
+                data_collator=list,
             )
             trainer.create_optimizer_and_scheduler(planned.steps)
             trainer.get_train_dataloader()

@@ -53,7 +53,7 @@ def train(arguments: argparse.Namespace) -> None:
 
     result = run(config, resume=arguments.resume, overwrite=arguments.overwrite)
     if _is_main_process():
-        print(result_report(result.metrics, result.model_dir))
+        print(result_report(result.task, result.metrics, result.model_dir))
 
 
 def plan(arguments: argparse.Namespace) -> None:
@@ -82,23 +82,24 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """Print labelled scores for files or texts."""
+    """Print what the model makes of files or texts."""
     from hfft.inference import open_finished
     from hfft.inference import predict as label
 
-    for result in label(open_finished(arguments.model), arguments.inputs):
+    model = open_finished(arguments.model)
+    for result in label(model, arguments.inputs):
         if arguments.json:
             print(json.dumps(result, ensure_ascii=False), flush=True)
         else:
-            scores = "  ".join(f"{s['label']} {s['score']:.4f}" for s in result["scores"])
-            print(f"{result['input']}: {scores}", flush=True)
+            print(f"{result['input']}: {model.task.told(result)}", flush=True)
 
 
 def push(arguments: argparse.Namespace) -> None:
     """Upload a run's model to the Hub; print its address."""
     from hfft.hub import push as upload
 
-    print(upload(Path(arguments.run), arguments.repo_id, private=not arguments.public))
+    run, name = Path(arguments.run), arguments.repo_id
+    print(upload(run, name, private=not arguments.public, code=arguments.with_code))
 
 
 def tasks(arguments: argparse.Namespace) -> None:
@@ -178,12 +179,20 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--json", action="store_true", help="print JSON")
     added = verb("predict", "label files or texts")
     added.add_argument("model", metavar="RUN_OR_MODEL", help="a run folder or a model folder")
-    added.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder or text")
+    added.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="a text, a file, a folder of images, or - for standard input",
+    )
     added.add_argument("--json", action="store_true", help="print JSON Lines")
     added = verb("push", "upload a run's model to the Hub, with its card")
     added.add_argument("run", metavar="RUN", help="a finished run folder")
     added.add_argument("repo_id", metavar="REPO_ID", help="user/name")
     added.add_argument("--public", action="store_true", help="default: private")
+    added.add_argument(
+        "--with-code", action="store_true", help="push Python code that the model needs to load"
+    )
     added = verb("tasks", "list the tasks there are")
     added.add_argument("--json", action="store_true", help="print JSON")
     actions = verb("cache", "list or remove what the feature cache keeps").add_subparsers(

@@ -34,6 +34,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, .
         kind, context = item["type"], item.get("ctx", {})
         if kind in ("literal_error", "model_type") and _other_form_meant(location, item, found):
             continue
+        if kind == "too_short" and _is_wrong_inside(location, found):
+            continue
         if kind == "extra_forbidden":
             hint = nearest(location[-1], section.model_fields)
             lines[f"{place}: unknown key{hint}"] = None
@@ -62,6 +64,11 @@ def _other_form_meant(
     if isinstance(item["input"], dict):
         return any(place[: len(location)] == location for place, _ in others)
     return item["type"] == "model_type" and (location, "literal_error") in others
+
+
+def _is_wrong_inside(location: list[str], found: list[tuple[list[str], Any, ErrorDetails]]) -> bool:
+    """Whether a list is too short only since pydantic dropped what is wrong in it."""
+    return any(place != location and place[: len(location)] == location for place, _, _ in found)
 
 
 def _expected(context: Mapping[str, Any]) -> str:

@@ -48,7 +48,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         problems += _check_stages(config) + _check_lora(config)
     except ValidationError as error:
         problems += [_as_written(line, values) for line in explain(error, Config, ())]
-    problems += _check_task_options(values.get("task"))
+    problems += _check_task_options(values.get("task"), "task")
+    problems += _check_stage_tasks(values.get("stages"))
     problems += check_training(values.get("training"))
     if misplaced or problems or config is None:
         raise InputError([*misplaced, *(f"{path}: {problem}" for problem in problems)])
@@ -72,7 +73,8 @@ def check_config(config: Config) -> None:
         InputError: with every problem found.
     """
     problems = _check_stages(config) + _check_lora(config)
-    problems += _check_task_options(config.task.model_dump())
+    problems += _check_task_options(config.task.model_dump(), "task")
+    problems += _check_stage_tasks([stage.model_dump() for stage in config.stages or []])
     problems += check_training(config.training)
     if problems:
         raise InputError(problems)
@@ -95,8 +97,8 @@ def json_schema() -> dict[str, Any]:
     definitions, sections = schema["$defs"], schema["properties"]
     schema["required"] = [key for key in schema["required"] if key != "output_dir"]
     tasks = {name: registry.get(name).Options for name in registry.entries()}
-    forms = _forms(definitions, "name", tasks, definitions.pop("TaskConfig"))
-    sections["task"] = {"anyOf": [{"enum": sorted(tasks)}, *forms]}
+    forms = _forms(definitions, "name", tasks, definitions["TaskConfig"])
+    definitions["TaskConfig"] = {"anyOf": [{"enum": sorted(tasks)}, *forms]}
     penalties = {kind: get_penalty(kind).Options for kind in kinds()}
     forms = _forms(definitions, "kind", penalties, definitions["PenaltyConfig"])
     definitions["PenaltyConfig"] = {"anyOf": forms}
@@ -137,18 +139,31 @@ def _names_of(strategies: Any) -> list[str]:
     return [typing.get_args(kind.model_fields["name"].annotation)[0] for kind in kinds]
 
 
-def _check_task_options(task: object) -> list[str]:
+def _check_stage_tasks(stages: object) -> list[str]:
+    """Check the tasks that stages have of their own."""
+    if not isinstance(stages, list):
+        return []  # the schema has said so already
+    return [
+        problem
+        for number, stage in enumerate(stages)
+        if isinstance(stage, dict) and stage.get("task") is not None
+        for problem in _check_task_options(stage["task"], f"stages.{number}.task")
+    ]
+
+
+def _check_task_options(task: object, place: str) -> list[str]:
+    """Check a task's name, and its own options."""
     task = {"name": task} if isinstance(task, str) else task
     if not isinstance(task, dict) or not isinstance(task.get("name"), str):
         return []  # the schema has said so already
     try:
         options = registry.get(task["name"]).Options
     except InputError as error:
-        return [f"task: {message}" for message in error.messages]
+        return [f"{place}: {message}" for message in error.messages]
     try:
         options.model_validate({key: value for key, value in task.items() if key != "name"})
     except ValidationError as error:
-        return explain(error, options, ("task",))
+        return explain(error, options, (place,))
     return []
 
 

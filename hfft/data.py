@@ -17,14 +17,15 @@ import datasets
 
 from hfft import labels as labelling
 from hfft.data_sources import Source, default_split, find_source
-from hfft.data_splits import Column, Part, Request, check_roles, read_part
+from hfft.data_splits import Part, Request, read_part
 from hfft.errors import InputError
 from hfft.labels import Ids, counted, listing
+from hfft.roles import Column, Needs, unknown_roles
 
 if TYPE_CHECKING:
-    from hfft.config import DataConfig
+    from hfft.sections import DataConfig
 
-__all__ = ["Column", "LoadedData", "load_data", "load_split"]
+__all__ = ["Column", "LoadedData", "Needs", "load_data", "load_split"]
 
 HELD_OUT = 0.1
 """The share of every class that is held out where the config names no validation data."""
@@ -55,12 +56,12 @@ class LoadedData:
         return hashlib.sha256(repr(sorted(self.fingerprints.items())).encode()).hexdigest()
 
 
-def load_data(config: DataConfig, columns: Mapping[str, Column], *, seed: int) -> LoadedData:
+def load_data(config: DataConfig, needs: Needs, *, seed: int) -> LoadedData:
     """Finds, reads, splits and checks the data that a config names.
 
     Args:
         config: the config's `data` section.
-        columns: role to what the task needs there.
+        needs: what the task wants of it.
         seed: decides which examples are held out where `config.validation` is left out.
 
     Raises:
@@ -68,9 +69,9 @@ def load_data(config: DataConfig, columns: Mapping[str, Column], *, seed: int) -
     """
     _quiet()
     problems: list[str] = []
-    request = Request(columns, config.columns, config.on_bad_example == "skip", problems)
-    check_roles(request)
-    source = request.collect(find_source, config.path, "data.path")
+    request = Request(needs, config.columns, config.on_bad_example == "skip", problems)
+    problems += unknown_roles(needs, config.columns)
+    source = request.collect(find_source, config.path, "data.path", config.subset)
     choices = {"train": config.train, "validation": config.validation, "test": config.test}
     asked = {name: choice for name, choice in choices.items() if choice is not None and source}
     read = {
@@ -79,12 +80,13 @@ def load_data(config: DataConfig, columns: Mapping[str, Column], *, seed: int) -
     }
     parts = {name: part for name, part in read.items() if part}
     rows = {name: part.good for name, part in parts.items()}
+    problems += _differing_roles(parts)
     names = _agree_on_labels(parts, rows, problems)
     notes = _oddities(parts, names or [])
     skipped = [path for part in parts.values() for path in part.bad.values() if path]
     if config.validation is None and "train" in parts and not problems:
         rows["train"], rows["validation"] = _hold_out(parts["train"], names, seed, problems)
-        notes.append(_held_out_note(source, rows, names))
+        notes.append(_held_out_note(source, rows, parts["train"].classes is not None))
         parts["validation"] = parts["train"]
     if problems:
         raise InputError(dict.fromkeys(problems))
@@ -97,7 +99,7 @@ def load_data(config: DataConfig, columns: Mapping[str, Column], *, seed: int) -
 def load_split(
     path: str,
     split: str | None,
-    columns: Mapping[str, Column],
+    needs: Needs,
     *,
     labels: list[str] | None,
     chosen: Mapping[str, str] | None = None,
@@ -108,7 +110,7 @@ def load_split(
     Args:
         path: as `data.path`.
         split: as `data.test`; None: test, else validation, else the only split there is.
-        columns: role to what the task needs there.
+        needs: what the task wants of it.
         labels: the model's classes, by whose order the label column is encoded; None leaves it
             as it is.
         chosen: role to column, as `data.columns`.
@@ -119,13 +121,13 @@ def load_split(
     """
     _quiet()
     problems: list[str] = []
-    request = Request(columns, chosen or {}, on_bad_example == "skip", problems)
-    check_roles(request)
+    request = Request(needs, chosen or {}, on_bad_example == "skip", problems)
+    problems += unknown_roles(needs, request.chosen)
     source = find_source(path, "--data")
     part = read_part(source, split or default_split(source), "--split", request)
     if part.labels and labels is not None:
         part.ids = labelling.recode(part.labels, labels)
-        if not set(part.labels.names) & set(labels):
+        if part.labels.names and not set(part.labels.names) & set(labels):
             problems.append(
                 f"--data: no label in {part.place} ({listing(part.labels.names)}) is one of the "
                 f"model's ({listing(labels)}); the two must name their classes alike"
@@ -141,6 +143,19 @@ def _quiet() -> None:
     """Bars are for terminals; in a log file each of their steps is a line."""
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+
+
+def _differing_roles(parts: Mapping[str, Part]) -> list[str]:
+    """Splits of other roles than the training split's, which a model would find unlike it."""
+    problems = []
+    for name in parts.keys() - {"train"} if "train" in parts else ():
+        here, taught = parts[name].dataset.column_names, parts["train"].dataset.column_names
+        if {*here} != {*taught}:
+            problems.append(
+                f"{parts[name].place}: has columns for {', '.join(here)}, but data.train for "
+                f"{', '.join(taught)}; give both the same, or map them in data.columns"
+            )
+    return problems
 
 
 def _agree_on_labels(
@@ -191,7 +206,7 @@ def _hold_out(
     part: Part, names: list[str] | None, seed: int, problems: list[str]
 ) -> tuple[Ids, Ids]:
     rows = part.good
-    ids = None if part.ids is None else part.ids[rows]
+    ids = None if part.classes is None else part.classes[rows]
     if ids is not None:
         problems += labelling.lone_problems(ids, names or [], part.place)
     elif len(rows) < 2:
@@ -202,23 +217,24 @@ def _hold_out(
     return rows[kept], rows[out]
 
 
-def _held_out_note(source: Source | None, rows: Mapping[str, Ids], names: list[str] | None) -> str:
+def _held_out_note(source: Source | None, rows: Mapping[str, Ids], by_class: bool) -> str:
     there = source.find("validation") if source else None
     held, total = len(rows["validation"]), len(rows["validation"]) + len(rows["train"])
     said = f"data.validation is left out: held out {held} of the {total} training examples"
-    said += ", the same share of every class." if names else "."
+    said += ", the same share of every class." if by_class else "."
     return said + (f" The data has a split for that: data.validation: {there}" if there else "")
 
 
 def _finish(part: Part, label: str | None, names: list[str] | None) -> datasets.Dataset:
-    if label is None or names is None or part.ids is None:
+    if label is None or names is None or part.labels is None or part.ids is None:
         return part.dataset
-    return labelling.encode(part.dataset, label, part.ids, names)
+    return labelling.encode(part.dataset, label, part.ids, names, part.labels.lengths)
 
 
 def _fingerprint(part: Part, rows: Ids, names: list[str] | None) -> str:
     spans = [(start, end) for _, start, end in part.ranges]
     identity = "\n".join([repr(names), repr(spans), *part.identity])
     digest = hashlib.sha256(identity.encode(errors="surrogateescape"))
-    digest.update(rows.tobytes() + (b"" if part.ids is None else part.ids.tobytes()))
+    for numbers in (rows, part.ids, part.labels.lengths if part.labels else None):
+        digest.update(b"" if numbers is None else numbers.tobytes())
     return digest.hexdigest()

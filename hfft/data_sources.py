@@ -11,7 +11,8 @@ import difflib
 import glob
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow.compute as pc
 
 from hfft import labels as labelling
 from hfft.errors import InputError
@@ -28,6 +31,9 @@ from hfft.labels import listing
 _TABLES = {
     ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"
 }  # fmt: skip
+_READERS = {**_TABLES, ".txt": "text"}
+_ABOUT = {"readme", "license", "licence"}
+"""Text files that speak of the data."""
 _VALIDATION = ("validation", "val", "valid", "dev")
 
 
@@ -59,12 +65,13 @@ class Source:
         return only if name == "train" and only not in SPLIT_NAMES else None
 
 
-def find_source(path: str, key: str) -> Source:
+def find_source(path: str, key: str, subset: str | None = None) -> Source:
     """The splits at a path, of this machine or of the Hub; each is read when it is chosen.
 
     Args:
         path: a file, a folder or a Hub id.
         key: the config's key or the flag that named it, for messages.
+        subset: the configuration of a dataset of the Hub.
 
     Raises:
         InputError: there is nothing, or nothing that can be read; names the nearest neighbour.
@@ -73,6 +80,11 @@ def find_source(path: str, key: str) -> Source:
         raise InputError(f"{key}: is empty; name a file, a folder or a dataset of the Hub")
     local = Path(path).expanduser()
     try:
+        if subset is not None and local.exists():
+            raise InputError(
+                f'data.subset: "{path}" is on this machine, and only datasets of the Hub have '
+                "subsets; leave it out"
+            )
         if local.is_dir():
             return _folder_source(local, key)
         if local.is_file():
@@ -82,14 +94,29 @@ def find_source(path: str, key: str) -> Source:
         raise InputError(f'{key}: can\'t read "{path}": {_cause(error)}') from error
     near = did_you_mean(local.name, (entry.name for entry in _entries(local.parent)))
     looked = f'{key}: there is no file or folder "{path}"{near}'
-    meant = (len(local.parts) > 1 and bool(near)) or local.suffix in _TABLES
+    meant = (len(local.parts) > 1 and bool(near)) or local.suffix in _READERS
     if meant or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
         raise InputError(looked)
     try:
-        found = datasets.load_dataset(path)
+        found = datasets.load_dataset(path, subset)
     except Exception as error:
+        if there := _subsets(error):
+            raise InputError(
+                f'{key}: "{path}" has several subsets, {listing(there)}; choose one with '
+                "data.subset: NAME"
+                if subset is None
+                else f'data.subset: "{path}" has no "{subset}"{did_you_mean(subset, there)}; it '
+                f"has {listing(there)}"
+            ) from error
         raise InputError(f"{looked}, nor could it be had from the Hub: {_cause(error)}") from error
     return _dataset_source(path, found)
+
+
+def _subsets(error: BaseException) -> list[str]:
+    """The names in datasets' error about a configuration that is missing or unknown."""
+    about = "Config name is missing" in str(error) or "BuilderConfig" in str(error)
+    names = re.search(r"[Aa]vailable[^\[]*\[(.*?)\]", str(error)) if about else None
+    return re.findall(r"'([^']*)'", names[1]) if names else []
 
 
 def _folder_source(folder: Path, key: str) -> Source:
@@ -100,17 +127,17 @@ def _folder_source(folder: Path, key: str) -> Source:
             raise InputError(f'{key}: "{folder}" holds no example') from error
         except Exception as error:
             raise InputError(f'{key}: can\'t load "{folder}": {_cause(error)}') from error
-    tables = _tables(folder)
+    tables = _tables(folder, _TABLES)
     described = SPLIT_NAMES & tables.keys() or (tables and len(visible_folders(folder)) < 2)
     folders = {} if described else image_splits(folder)
     readers = {name: partial(_read_folder, child, key) for name, child in folders.items()} or {
-        name: partial(_read_table, files, key) for name, files in tables.items()
+        name: partial(_read_table, files, key) for name, files in (tables or _texts(folder)).items()
     }
     if not readers:
         raise InputError(
             f'{key}: "{folder}" holds neither folders of images (CLASS/IMAGE or '
-            "train/CLASS/IMAGE), nor tables (train.csv, .tsv, .json, .jsonl, .parquet), nor a "
-            "saved dataset"
+            "train/CLASS/IMAGE), nor tables (train.csv, .tsv, .json, .jsonl, .parquet), nor texts "
+            "(train.txt), nor a saved dataset"
         )
     return Source(str(folder), {name: cache(reader) for name, reader in readers.items()}, folder)
 
@@ -144,16 +171,24 @@ def _read_folder(folder: Path, key: str) -> Read:
     return Read(datasets.Dataset.from_dict(rows, features=features), f'"{folder}"', [])
 
 
-def _tables(folder: Path) -> dict[str, list[Path]]:
-    """Split name to its file, or its shards; only files with a split's name, if there are any."""
+def _tables(folder: Path, endings: Collection[str]) -> dict[str, list[Path]]:
+    """Split name to its file, or its shards."""
     tables: dict[str, list[Path]] = {}
     for entry in _entries(folder):
-        if entry.suffix.lower() in _TABLES and entry.is_file() and entry.name[0] != ".":
+        if entry.suffix.lower() in endings and entry.is_file() and entry.name[0] != ".":
             name = re.sub(r"-\d{5}-of-\d{5}$", "", entry.stem)
             tables.setdefault(name.lower() if name.lower() in SPLIT_NAMES else name, []).append(
                 entry
             )
     return tables
+
+
+def _texts(folder: Path) -> dict[str, list[Path]]:
+    """Split name to its files of plain text; where none has a split's name, all are one split."""
+    texts = {n: f for n, f in _tables(folder, {".txt"}).items() if n.lower() not in _ABOUT}
+    if not texts or SPLIT_NAMES & texts.keys():
+        return texts
+    return {"train": [file for files in texts.values() for file in files]}
 
 
 def _read_table(files: list[Path], key: str) -> Read:
@@ -164,35 +199,45 @@ def _read_table(files: list[Path], key: str) -> Read:
     """
     place = f'"{files[0]}"' + (f" and {len(files) - 1} more" if len(files) > 1 else "")
     kinds = {file.suffix.lower() for file in files}
-    if len(kinds) > 1 or not kinds <= _TABLES.keys():
-        reason = f"{place} is of no single kind out of {', '.join(_TABLES)}; keep or name one file"
+    if len(kinds) > 1 or not kinds <= _READERS.keys():
+        reason = f"{place} is of no single kind out of {', '.join(_READERS)}; keep or name one file"
         raise InputError(f"{key}: {reason}")
-    options: dict[str, Any] = {}
+    reader = _READERS[suffix := kinds.pop()]
+    options: dict[str, Any] = {"encoding": "utf-8-sig"} if reader == "text" else {}
     try:
-        if _TABLES[suffix := kinds.pop()] == "csv":
+        if reader == "csv":
             options = _csv_options(files[0], "\t" if suffix == ".tsv" else ",")
         names = [glob.escape(str(file)) for file in files]
         with _unlogged():
-            dataset = datasets.load_dataset(
-                _TABLES[suffix], data_files=names, split="train", **options
-            )
+            dataset = datasets.load_dataset(reader, data_files=names, split="train", **options)
     except Exception as error:
         if "no data" in str(error) or not any(file.stat().st_size for file in files):
             raise InputError(f"{key}: {place} holds no example") from error
         raise InputError(f"{key}: can't read {place}: {_cause(error)}") from error
+    if reader == "text":
+        dataset = _without_blanks(dataset)
     return Read(dataset, place, [stamp(str(f), f.stat()) for f in files], files[0].parent)
+
+
+def _without_blanks(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Lines with something in them: the others part texts, and are none."""
+    texts = dataset.with_format("arrow")[:].column("text")
+    return dataset.select(np.flatnonzero(pc.not_equal(pc.utf8_trim_whitespace(texts), "")))
 
 
 def _csv_options(file: Path, separator: str) -> dict[str, Any]:
     """Text for every column that the header names.
 
     Raises:
-        ValueError: the first row is longer than the header, which pandas takes for a column of
-            row names, so that every value would stand under its neighbour's name.
+        ValueError: two columns have one name, or the first row is longer than the header, which
+            pandas takes for a column of row names, so that every value would stand under its
+            neighbour's name.
     """
     with file.open(encoding="utf-8-sig", newline="") as lines:
         rows = filter(None, csv.reader(lines, delimiter=separator))
         header = next(rows, [])
+        if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+            raise ValueError(f"the header names {listing(twice)} more than once; rename one")
         with suppress(csv.Error):  # a text beyond this module's limit, not pandas'
             if len(first := next(rows, [])) > len(header):
                 raise ValueError(f"the header has {len(header)} fields, the first row {len(first)}")
@@ -226,6 +271,8 @@ def _cause(error: BaseException) -> str:
     """The first line of what lies under a library's wrapped errors."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not written in UTF-8 ({error}); save it as UTF-8"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

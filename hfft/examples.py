@@ -32,6 +32,7 @@ class ExampleDataset(Dataset[dict[str, Any]]):
         seed: of the augmentation.
         views: in how many ways each example is augmented; each epoch draws one of them for each.
             None: in another way in each epoch.
+        split: what scores are computed from.
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class ExampleDataset(Dataset[dict[str, Any]]):
         transform: Callable[[Mapping[str, Any]], dict[str, Any]],
         seed: int = 0,
         views: int | None = None,
+        split: Any = None,
     ) -> None:
         self.rows = rows
         self.transform = transform
         self.seed = seed
         self.views = views
+        self.split = split
         # in shared memory, so that workers that outlive an epoch see the next one
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]

@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hfft.adapters import inject
 from hfft.config import Config
-from hfft.data import LoadedData
 from hfft.examples import ExampleDataset, unlike
 from hfft.features.boundaries import highest_cut
 from hfft.features.choice import Candidate, choose, describe, fitting, seconds_of, servers
-from hfft.features.cut import MASK, Cut, NoCutError, frozen_for_now, trimmed
+from hfft.features.cut import MASK, Cut, NoCutError, frozen_for_now, model_inputs, trimmed
 from hfft.features.hollow import hollow_model
 from hfft.features.room import cache_root, default_limit
 from hfft.hooks.freeze import kept_in_eval
 from hfft.layers import LayerGroups, find_layer_groups
 from hfft.penalties.penalty import get as get_penalty
 from hfft.processes import join_processes
-from hfft.task import Task, Transform
+from hfft.subject import Subject
 
 if TYPE_CHECKING:
     from hfft.plan import PlannedStage
@@ -143,24 +142,15 @@ class FeaturePlanner:
 
     Args:
         config: the run's.
-        task: its task.
-        data: checked.
-        transform: example to model inputs, without chance.
-        model_config: of the model.
+        subject: what its stages learn.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        task: Task,
-        data: LoadedData,
-        transform: Transform,
-        model_config: PretrainedConfig,
-    ) -> None:
-        self.config, self.task, self.model_config = config, task, model_config
+    def __init__(self, config: Config, subject: Subject) -> None:
+        self.config, self.subject, self.task = config, subject, subject.task
         self.settings = config.feature_cache
-        self.sizes = {name: len(rows) for name, rows in data.splits.items()}
-        self.examples = ExampleDataset(data.splits["train"], transform)
+        self.sizes = {name: len(examples) for name, examples in subject.examples.items()}
+        train = subject.examples["train"]
+        self.examples = ExampleDataset(train.rows, subject.transforms["evaluation"])
         self._probers: dict[str, Prober] = {}
 
     @cached_property
@@ -241,6 +231,8 @@ class FeaturePlanner:
         """Return of each split that can be stored: how many examples run, and how many differ."""
         counts = {}
         train, held_out = self.sizes["train"], self.sizes.get("validation")
+        if self.task.generates:  # with the whole model, token by token
+            held_out, last = None, False
         if not self.task.augments:
             counts["train"] = (train * stage.epochs, train)
         elif self.settings.views is not None:
@@ -257,10 +249,10 @@ class FeaturePlanner:
         key = repr(adapter)
         if key not in self._probers:
             trust = self.config.model.trust_remote_code
-            model = hollow_model(self.task.auto_model, self.model_config, trust)
+            model = hollow_model(self.task.auto_model, self.subject.model_config, trust)
             if adapter is not None:
                 inject(model, adapter, find_layer_groups(model).head.parameters, seed=0)
-            batch = self.task.collate(unlike(self.examples))
+            batch = model_inputs(self.subject.collate(unlike(self.examples)))
             self._probers[key] = Prober(model, batch, mean_length(self.examples))
         return self._probers[key]
 

@@ -32,8 +32,7 @@ def write_card(folder: Path, plan: Plan, metrics: dict[str, Any]) -> None:
     scores = metrics["test"] or metrics["eval"]
     lines = [
         f"# {Path(plan.config.output_dir).name}",
-        f"{_name(source)}, fine-tuned for {plan.task.name} on {_name(data)} "
-        f"({len(plan.data.splits['train'])} examples, {len(plan.labels)} classes).",
+        f"{_name(source)}, fine-tuned for {plan.task.name} on {_name(data)} ({_counts(plan)}).",
         "## Scores on " + ("test" if metrics["test"] else "validation"),
         _table([{"metric": name, "value": f"{value:.4f}"} for name, value in scores.items()]),
         "## Stages",
@@ -43,23 +42,34 @@ def write_card(folder: Path, plan: Plan, metrics: dict[str, Any]) -> None:
                     "stage": stage["name"],
                     "steps": stage["steps"],
                     "learning parameters": f"{stage['trainable_parameters']:,}",
-                    plan.task.metric: f"{stage['eval'][plan.task.metric]:.4f}",
+                    "scores": ", ".join(
+                        f"{name} {value:.4f}"
+                        for name, value in stage["eval"].items()
+                        if name != "loss"
+                    ),
                 }
                 for stage in metrics["stages"]
             ]
         ),
         *_adapters(plan),
-        f"Classes: {', '.join(plan.labels[:50])}{' …' if len(plan.labels) > 50 else ''}",
+        *_classes(plan),
     ]
     card = ModelCard(f"---\n{data_card.to_yaml()}\n---\n\n" + "\n\n".join(lines) + "\n")
     card.save(folder / "README.md")
 
 
-def push(run: Path, repo_id: str, *, private: bool) -> str:
+def push(run: Path, repo_id: str, *, private: bool, code: bool = False) -> str:
     """Upload a run's model folder; return its address.
 
+    Args:
+        run: a finished run folder.
+        repo_id: `user/name`.
+        private: create the repository private.
+        code: whether Python code of the model's may go with it; others then run it on loading.
+
     Raises:
-        InputError: the folder is no finished run, or the name can't be one on the Hub.
+        InputError: the folder is no finished run, the name can't be one on the Hub, or the model
+            needs code and may not have it.
         RunFailedError: the Hub can't be reached or refuses; says how to finish the job.
     """
     folder = run / "model"
@@ -69,6 +79,11 @@ def push(run: Path, repo_id: str, *, private: bool) -> str:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise InputError(f"REPO_ID: {error}") from error
+    if not code and (files := sorted(path.name for path in folder.glob("*.py"))):
+        raise InputError(
+            f"{run}: its model loads by code of its own ({', '.join(files)}), which is pushed only "
+            f"if you say so: hfft push --with-code, or hub.code: true"
+        )
     api = HfApi()
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -96,6 +111,17 @@ def _adapters(plan: Plan) -> list[str]:
                 f"into the weights here{'' if merged else ', and kept apart in the run folder'}."
             )
     return told
+
+
+def _counts(plan: Plan) -> str:
+    examples = f"{len(plan.subject.data.splits['train'])} examples"
+    return f"{examples}, {len(labels)} classes" if (labels := plan.subject.labels) else examples
+
+
+def _classes(plan: Plan) -> list[str]:
+    labels = plan.subject.labels
+    shown = f"Classes: {', '.join(labels[:50])}{' …' if len(labels) > 50 else ''}"
+    return [shown] if labels else []
 
 
 def _name(reference: str) -> str:

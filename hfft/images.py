@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from hfft.columns import replace_column
 from hfft.errors import InputError
 
 if TYPE_CHECKING:
@@ -140,9 +141,7 @@ def as_image_column(dataset: datasets.Dataset, column: str, base: Path | None) -
     if isinstance(feature, Value) and feature.dtype in {"string", "large_string", "null"}:
         paths = dataset.with_format(None)[:][column]
         rows = [{"path": _under(base, path), "bytes": None} for path in paths]
-        order = dataset.column_names
-        rest = dataset.remove_columns([column])
-        return rest.add_column(column, rows, feature=undecoded).select_columns(order)
+        return replace_column(dataset, column, rows, undecoded)
     binary = isinstance(feature, Value) and feature.dtype in {"binary", "large_binary"}
     struct = isinstance(feature, dict) and {"bytes", "path"} >= set(feature)
     if binary or struct or isinstance(feature, ImageFeature):

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from transformers import PretrainedConfig, Trainer, TrainingArguments, pipeline
-from transformers.trainer_callback import PrinterCallback
+from transformers import PretrainedConfig, TrainingArguments
 
 from hfft import registry
-from hfft.config import Config, ModelConfig
+from hfft.config import Config
 from hfft.config_file import load_config
 from hfft.data import load_data, load_split
+from hfft.encoding import Encoder
 from hfft.errors import InputError
 from hfft.examples import ExampleDataset
-from hfft.plan import make_task
 from hfft.processes import has_accelerator, join_processes
+from hfft.sections import ModelConfig
 from hfft.source import load_weights, read_model_config
+from hfft.subject import make_task
 from hfft.task import Task
+from hfft.task_trainer import TaskTrainer
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,13 @@ def open_finished(path: str | Path) -> FinishedModel:
             raise InputError(f"{path}: the run has no model yet; finish it: hfft train --resume")
         folder = path / "model"
         labels = _labels(read_model_config(_source(folder, config)))
-        return FinishedModel(folder, make_task(config), labels, config)
+        return FinishedModel(folder, make_task(config.task), labels, config)
     if not (path / "config.json").is_file():
         raise InputError(f"{path}: is neither a run folder (config.yaml) nor a model folder")
     model_config = read_model_config(_source(path, None))
     kind = _task_of(model_config, path)
-    return FinishedModel(path, kind(kind.Options()), _labels(model_config), None)
+    task = kind(kind.Options.model_validate(kind.options_of(model_config)))
+    return FinishedModel(path, task, _labels(model_config), None)
 
 
 def evaluate(model: FinishedModel, data: str | None, split: str | None) -> dict[str, Any]:
@@ -77,16 +81,20 @@ def evaluate(model: FinishedModel, data: str | None, split: str | None) -> dict[
         InputError: there is no such data or split, its labels are not the model's, or the model
             has no trained head.
     """
-    source = model.source
-    model_config = read_model_config(source)
-    processor = model.task.load_processor(source, model_config)
+    source, task = model.source, model.task
+    model_config = task.configure(read_model_config(source), model.labels)
+    processor = task.load_processor(source, model_config)
     name, rows = _rows(model, data, split)
+    examples = Encoder(task, processor, model_config, model.labels)(
+        rows, place=name, training=False
+    )
     join_processes()
-    loaded = load_weights(model.task.auto_model, source, model_config)
+    loaded = load_weights(task.auto_model, source, model_config)
     if loaded.new_head:
         raise InputError(f"{model.folder}: nothing to score: {loaded.notes[0]}; fine-tune it first")
     with TemporaryDirectory() as nothing:
-        trainer = Trainer(
+        trainer = TaskTrainer(
+            task=task,
             model=loaded.model,
             args=TrainingArguments(
                 output_dir=nothing,
@@ -98,50 +106,52 @@ def evaluate(model: FinishedModel, data: str | None, split: str | None) -> dict[
                 use_cpu=not has_accelerator(),
                 dataloader_pin_memory=has_accelerator(),
             ),
-            data_collator=model.task.collate,
+            data_collator=task.collator(processor, model_config),
         )
-        trainer.remove_callback(PrinterCallback)
-        transform = model.task.transform(processor, training=False)
-        output = trainer.predict(ExampleDataset(rows, transform))
-    predictions, labels = np.asarray(output.predictions), np.asarray(output.label_ids)
-    metrics = output.metrics or {}
-    scores = {"loss": float(metrics["test_loss"])} if "test_loss" in metrics else {}
+        transform = task.transform(processor, training=False)
+        # the seed under which the run itself drew what evaluation draws
+        seed = model.config.seed if model.config is not None else 0
+        dataset = ExampleDataset(examples.rows, transform, seed, split=examples.split)
+        output = trainer.predict(dataset)
+    scores = {n.removeprefix("test_"): v for n, v in (output.metrics or {}).items()}
     return {
         "split": name,
         "examples": len(rows),
-        "metrics": scores | model.task.metrics(predictions, labels),
-        "per_class": model.task.scores_by_label(predictions, labels, model.labels),
+        "metrics": {n: scores[n] for n in ("loss", *task.metric_names) if n in scores},
+        "per_class": task.scores_by_label(
+            output.predictions, np.asarray(output.label_ids), examples.split
+        ),
     }
 
 
 def predict(model: FinishedModel, inputs: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Label inputs through transformers.pipeline.
+    """Answer inputs one by one, as they come.
 
     Yields:
-        `{"input", "scores": [{"label", "score"}, ...]}`, the likeliest first.
+        `{"input"}` and what the task answers: of a classifier `"scores": [{"label", "score"},
+        ...]`, the likeliest first.
 
     Raises:
         InputError: an input can't be read.
     """
     if not all(inputs):
         raise InputError("INPUT: one is empty; a shell variable without a value?")
-    read = model.task.read_inputs(inputs)
-    run: Any = pipeline(
-        cast(Any, model.task.name),
-        model=str(model.folder),
-        trust_remote_code=model.source.trust_remote_code,
-    )
-    for name, value in read:
-        yield {"input": name, "scores": run(value)}
+    read = iter(model.task.read_inputs(inputs))
+    first = next(read, None)  # what is wrong with it is told before a weight is loaded
+    if first is None:
+        raise InputError("INPUT: holds nothing to predict for")
+    answer = model.task.predictor(model.folder, trust_remote_code=model.source.trust_remote_code)
+    for name, value in chain([first], read):
+        yield {"input": name, **answer(value)}
 
 
 def _rows(model: FinishedModel, data: str | None, split: str | None) -> tuple[str, Any]:
-    config, columns = model.config, model.task.columns
+    config, needs = model.config, model.task.needs
     if data is not None:
         rows = load_split(
             data,
             split,
-            columns,
+            needs,
             labels=model.labels,
             chosen=config.data.columns if config is not None else {},
             on_bad_example=config.data.on_bad_example if config is not None else "error",
@@ -149,7 +159,7 @@ def _rows(model: FinishedModel, data: str | None, split: str | None) -> tuple[st
         return split or data, rows
     if config is None:
         raise InputError(f"{model.folder}: a model without its run needs --data PATH")
-    splits = load_data(config.data, columns, seed=config.seed).splits
+    splits = load_data(config.data, needs, seed=config.seed).splits
     name = split or ("test" if "test" in splits else "validation")
     if name not in splits:
         raise InputError(f"--split: there is no {name!r}; there are: {', '.join(splits)}")

@@ -9,15 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
+import datasets
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from hfft.columns import described, replace_column
 from hfft.errors import InputError
-
-if TYPE_CHECKING:
-    import datasets
 
 Ids = npt.NDArray[np.int64]
 
@@ -37,13 +38,33 @@ class LabelColumn:
 
     Attributes:
         names: its class names; in declared order for a `ClassLabel`, else naturally sorted.
-        ids: (N,) each example's place in `names`, or `MISSING`.
+        ids: (N,) each label's place in `names`, or `MISSING`; one after another for lists.
         declared: whether the data states its classes, even those without an example.
+        lengths: of each example's list of labels, or `MISSING`; None: an example has one label.
     """
 
     names: list[str]
     ids: Ids
     declared: bool = False
+    lengths: Ids | None = None
+
+    @property
+    def missing(self) -> Ids:
+        """Examples that lack a label or, for lists, any part of them; ascending."""
+        missing: Ids = self._examples[self.ids == MISSING]
+        if self.lengths is not None:
+            missing = np.union1d(missing, np.flatnonzero(self.lengths == MISSING))
+        return missing
+
+    def places(self, rows: Ids) -> Ids:
+        """Where the labels of these examples stand in `ids`."""
+        return rows if self.lengths is None else np.flatnonzero(np.isin(self._examples, rows))
+
+    @property
+    def _examples(self) -> Ids:
+        """(L,) the example that each label is of."""
+        lengths = np.ones_like(self.ids) if self.lengths is None else self.lengths
+        return np.repeat(np.arange(len(lengths)), np.maximum(lengths, 0))
 
 
 def natural_sort(names: Iterable[str]) -> list[str]:
@@ -79,16 +100,56 @@ def read_labels(dataset: datasets.Dataset, column: str) -> LabelColumn:
         InputError: the column holds something that isn't a class name; says what.
     """
     feature = dataset.features[column]
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        raise InputError(
+            f"holds {described(feature)}, not one name of a class; for several labels an example "
+            "set task.problem_type: multi_label_classification"
+        )
+    return _read(_values(dataset, column), feature)
+
+
+def read_label_lists(
+    dataset: datasets.Dataset, column: str, first: str | None = None
+) -> LabelColumn:
+    """Reads lists of class names, as `read_labels` does single ones.
+
+    Args:
+        dataset: any.
+        column: its column to read.
+        first: the class that comes before the others where they aren't declared.
+
+    Raises:
+        InputError: the column holds something else.
+    """
+    feature = dataset.features[column]
+    if not isinstance(feature, datasets.List | datasets.LargeList):
+        raise InputError(
+            f"holds {described(feature)}, not a list of names of classes an example (CSV holds no "
+            "lists; JSON Lines and Parquet do)"
+        )
+    lists = _values(dataset, column)
+    lengths = pc.fill_null(pc.list_value_length(lists), MISSING).to_numpy(zero_copy_only=False)
+    found = _read(pc.list_flatten(lists), feature.feature)
+    names, ids = found.names, found.ids
+    if first in names and not found.declared:
+        names = [first, *(name for name in names if name != first)]
+        ids = recode(found, names)
+    return LabelColumn(names, ids, found.declared, lengths.astype(np.int64))
+
+
+def _values(dataset: datasets.Dataset, column: str) -> pa.Array:
     table = dataset.select_columns([column]).with_format("arrow")[:]
-    values = table.column(0).combine_chunks()
-    if hasattr(feature, "names"):
+    return table.column(0).combine_chunks()
+
+
+def _read(values: pa.Array, feature: Any) -> LabelColumn:
+    if isinstance(feature, datasets.ClassLabel):
         ids = values.fill_null(MISSING).to_numpy(zero_copy_only=False).astype(np.int64)
         return LabelColumn(list(feature.names), ids, declared=True)
     try:
         encoded = values.dictionary_encode()
     except NotImplementedError as error:  # nested, or datasets' column of mixed types
-        kind = "values of mixed types" if "json" in str(values.type) else values.type
-        raise InputError(f"holds {kind}, not names of classes") from error
+        raise InputError(f"holds {described(feature)}, not names of classes") from error
     found = [_class_name(value, values.type) for value in encoded.dictionary.to_pylist()]
     names = natural_sort({name for name in found if name is not None})
     place = {name: number for number, name in enumerate(names)}
@@ -103,7 +164,8 @@ def _class_name(value: object, kind: object) -> str | None:
     if isinstance(value, float):
         if not value.is_integer():
             raise InputError(
-                f"holds fractions such as {value}, which are quantities, not names of classes"
+                f"holds fractions such as {value}, which are quantities, not names of classes; "
+                "for regression set task.problem_type: regression"
             )
         return str(int(value))
     if isinstance(value, str | int):
@@ -115,26 +177,35 @@ def classes_of(column: LabelColumn, rows: Ids) -> list[str]:
     """The classes that a training column teaches: those it declares, or those met in `rows`."""
     if column.declared:
         return column.names
-    met = column.ids[rows]
+    met = column.ids[column.places(rows)]
     return [column.names[number] for number in np.unique(met[met >= 0])]
 
 
 def recode(column: LabelColumn, names: Sequence[str]) -> Ids:
-    """Each example's place in `names`: (N,), with `MISSING` and `UNKNOWN` for the others."""
+    """Each label's place in `names`, with `MISSING` and `UNKNOWN` for the others."""
     place = {name: number for number, name in enumerate(names)}
     codes = [place.get(name, UNKNOWN) for name in column.names]
     return np.array([*codes, MISSING], dtype=np.int64)[column.ids]
 
 
-def encode(dataset: datasets.Dataset, column: str, ids: Ids, names: list[str]) -> datasets.Dataset:
-    """Replaces the column by a `ClassLabel` over `names`; `UNKNOWN` ids become `MISSING`."""
-    from datasets import ClassLabel
+def encode(
+    dataset: datasets.Dataset, column: str, ids: Ids, names: list[str], lengths: Ids | None = None
+) -> datasets.Dataset:
+    """Replaces the column by a `ClassLabel` over `names`, or lists of these.
 
-    order = dataset.column_names
-    numbers = np.where(ids < 0, MISSING, ids)
-    rest = dataset.remove_columns([column])
-    encoded = rest.add_column(column, numbers, feature=ClassLabel(names=names))
-    return encoded.select_columns(order)
+    Args:
+        dataset: any.
+        column: its column to replace.
+        ids: each label's place in `names`; `UNKNOWN` becomes `MISSING`.
+        names: the classes.
+        lengths: of the lists, as in `LabelColumn`.
+    """
+    numbers, feature = np.where(ids < 0, MISSING, ids), datasets.ClassLabel(names=names)
+    if lengths is None:
+        return replace_column(dataset, column, numbers, feature)
+    ends = np.cumsum([0, *np.maximum(lengths, 0)], dtype=np.int32)
+    lists = pa.ListArray.from_arrays(ends, numbers)
+    return replace_column(dataset, column, lists, datasets.List(feature))
 
 
 def class_problems(ids: Ids, names: Sequence[str], place: str) -> list[str]:
@@ -164,11 +235,38 @@ def class_problems(ids: Ids, names: Sequence[str], place: str) -> list[str]:
     return []
 
 
+def list_problems(ids: Ids, names: Sequence[str], bare: int, place: str) -> list[str]:
+    """What forbids to learn these classes from lists of them; rare ones may be without example.
+
+    Args:
+        ids: (L,) the training examples' labels; negative ones are left out of account.
+        names: every class.
+        bare: how many of the examples have no label, which is something to tell apart too.
+        place: as for `class_problems`.
+    """
+    met = np.unique(ids[ids >= 0])
+    if not met.size:
+        return [f"{place}: no labelled example is left"]
+    if met.size == 1 and not bare:
+        return [
+            f'{place}: every label is "{names[met[0]]}"; there is nothing to tell apart. Add '
+            "examples of another class, or choose another slice"
+        ]
+    return []
+
+
+def is_multi_hot(column: LabelColumn) -> bool:
+    """Whether lists say 0 or 1 of every class, instead of naming those that apply."""
+    said = (column._examples * len(column.names) + column.ids)[column.ids != MISSING]
+    twice = len(np.unique(said)) < len(said)
+    return twice and {*column.names} <= {"0", "1", "False", "True"}
+
+
 def unknown_problems(column: LabelColumn, ids: Ids, known: str, place: str) -> list[str]:
-    """Labels that aren't among the known classes, named, with how many examples have each."""
+    """Labels that aren't among the known classes, named, with how often each is there."""
     counts = np.bincount(column.ids[ids == UNKNOWN], minlength=len(column.names))
     unknown = [
-        f'"{name}" ({counted(int(count))})'
+        f'"{name}" ({counted(int(count)) if column.lengths is None else f"{count} times"})'
         for name, count in zip(column.names, counts, strict=True)
         if count
     ]
@@ -197,15 +295,21 @@ def agree(
 
     Args:
         columns: split name to its labels; "train" is among them.
-        rows: split name to the rows that count.
+        rows: split name to the examples that count.
         places: split name to the config's key and where the examples are from.
 
     Returns:
-        The classes; split name to (N,) numbers; what is wrong.
+        The classes; split name to the number of each of its labels; what is wrong.
     """
-    names = classes_of(columns["train"], rows["train"])
+    train, place = columns["train"], places["train"]
+    names = classes_of(train, rows["train"])
     ids = {split: recode(column, names) for split, column in columns.items()}
-    problems = class_problems(ids["train"][rows["train"]], names, places["train"])
+    taught = ids["train"][train.places(rows["train"])]
+    if train.lengths is None:
+        problems = class_problems(taught, names, place)
+    else:
+        bare = int(np.sum(train.lengths[rows["train"]] == 0))
+        problems = list_problems(taught, names, bare, place)
     for split in columns.keys() - {"train"}:
         problems += unknown_problems(columns[split], ids[split], "data.train", places[split])
     return names, ids, problems

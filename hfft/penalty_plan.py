@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from hfft.config import PenaltyConfig, Stage
+from hfft.config import Stage
 from hfft.errors import InputError
 from hfft.hooks.mixout import covered_layers as mixed_layers
 from hfft.hooks.stochnorm import covered_layers as normalising_layers
 from hfft.layers import LayerGroups
 from hfft.penalties.coverage import Coverage, find_coverage, learning_weights
 from hfft.penalties.penalty import make_penalty
+from hfft.sections import PenaltyConfig
 
 
 @dataclass(frozen=True)

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from itertools import groupby
 from typing import Any
 
-import torch
-from transformers import PretrainedConfig
-
-from hfft import registry
 from hfft.adapters import inject
 from hfft.arguments import OF_STAGE, rehearse
-from hfft.complaints import nearest
+from hfft.batches import TokenBatches
 from hfft.config import Baseline, Config, Full, Recipe, Stage
-from hfft.data import LoadedData, load_data, load_split
+from hfft.data import load_split
+from hfft.encoding import Examples
 from hfft.errors import InputError
 from hfft.feature_plan import NO_FEATURES, FeaturePlanner, PlannedFeatures
 from hfft.layers import LayerGroups, find_layer_groups
 from hfft.optim import learning_rates
 from hfft.penalty_plan import HeldModel, PlannedPenalty, where_they_apply
-from hfft.processes import has_accelerator, join_processes
-from hfft.source import check_shapes, head_is_new, read_model_config, skeleton
+from hfft.plan_checks import check_hub, check_training, hardware_notes
+from hfft.processes import join_processes
 from hfft.strategies import DEFAULT_EPOCHS, expand
-from hfft.task import Task, Transform
+from hfft.subject import Subject, read_subjects
+from hfft.task import Task
 
 DEFAULT_LEARNING_RATE = 5e-5  # of transformers.TrainingArguments
 DEFAULT_BATCH_SIZE = 8
@@ -37,6 +35,7 @@ class PlannedStage:
     """A stage, and what it comes to on this model and this data."""
 
     stage: Stage
+    subject: Subject = field(compare=False)  # the data themselves say nothing of a stage
     frozen: frozenset[str]
     penalties: tuple[PlannedPenalty, ...]
     learning_rate: float
@@ -59,30 +58,32 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked run."""
+    """A checked run.
+
+    Attributes:
+        config: what was asked for.
+        subject: what it learns in the end; stages before may learn something else.
+        main: the fine-tune.
+        baselines: what it is to beat.
+        notes: sentences for the user.
+    """
 
     config: Config
-    task: Task
-    data: LoadedData
-    model_config: PretrainedConfig
-    processor: Any
-    transforms: Mapping[str, Transform]  # of `train`, perhaps random, and of `evaluation`
-    groups: LayerGroups
-    sizes: Mapping[str, int]
+    subject: Subject
     main: Trial
     baselines: tuple[Trial, ...]
     notes: list[str] = field(default_factory=list)
 
     @property
-    def labels(self) -> list[str]:
-        """The class names; empty for a task without."""
-        return self.data.labels or []
+    def task(self) -> Task:
+        """The run's task."""
+        return self.subject.task
 
-
-def make_task(config: Config) -> Task:
-    """Return the config's task with its options."""
-    task = registry.get(config.task.name)
-    return task(task.Options.model_validate(config.task.model_extra or {}))
+    @property
+    def fingerprint(self) -> str:
+        """Of the data of all stages."""
+        subjects = dict.fromkeys(planned.subject for planned in self.main.stages)
+        return "-".join(subject.data.fingerprint for subject in subjects)
 
 
 def make_plan(config: Config) -> Plan:
@@ -91,89 +92,67 @@ def make_plan(config: Config) -> Plan:
     Raises:
         InputError: with the problems of data and model together.
     """
-    task = make_task(config)
-    problems: list[str] = []
-    data = model_config = None
-    processes = join_processes()
-    try:
-        with processes.main_process_first():
-            data = load_data(config.data, task.columns, seed=config.seed)
-    except InputError as error:
-        problems += error.messages
-    try:
-        model_config = read_model_config(config.model)
-    except InputError as error:
-        problems += error.messages
-    if data is None or model_config is None or problems:
-        raise InputError(problems)
-    task.configure(model_config, data.labels or [])
-    model = skeleton(task.auto_model, model_config, config.model.trust_remote_code)
-    check_shapes(config.model, model)
-    groups = find_layer_groups(model)
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    new = groups.head.parameters if head_is_new(config.model, model, groups.head.parameters) else ()
-    read = partial(load_split, split=None, columns=task.columns, labels=None)
-    held = HeldModel(model, groups, frozenset(new), read)
-    planner = _Planner(config, held, len(data.splits["train"]))
+    subjects = read_subjects(config)
+    planner = _Planner(config, subjects)
     main = planner.main()
     baselines = [planner.baseline(baseline, main) for baseline in config.baselines]
-    planner.problems += _check_best(config, task)
     if not planner.problems:
         planner.rehearse(main, *baselines)
     if planner.problems:
         raise InputError(dict.fromkeys(planner.problems))
-    processor = task.load_processor(config.model, model_config)
-    transforms = {  # some options are checked by what they make only
-        name: task.transform(processor, training=name == "train")
-        for name in ("train", "evaluation")
-    }
-    features = FeaturePlanner(config, task, data, transforms["evaluation"], model_config)
+    features = {subject: FeaturePlanner(config, subject) for subject in dict.fromkeys(subjects)}
     main, *baselines = [_with_features(trial, features) for trial in (main, *baselines)]
+    stages = [stage for trial in (main, *baselines) for stage in trial.stages]
     return Plan(
         config=config,
-        task=task,
-        data=data,
-        model_config=model_config,
-        processor=processor,
-        transforms=transforms,
-        groups=groups,
-        sizes=sizes,
+        subject=subjects[-1],
         main=main,
         baselines=tuple(baselines),
         notes=[
-            *data.notes,
+            *(note for subject in features for note in subject.notes),
             *dict.fromkeys(planner.notes),
-            *features.advice([stage for trial in (main, *baselines) for stage in trial.stages]),
-            *_hardware_notes(config),
+            *(
+                advice
+                for subject, planner_ in features.items()
+                for advice in planner_.advice([one for one in stages if one.subject is subject])
+            ),
+            *hardware_notes(config),
         ],
     )
 
 
-def _with_features(trial: Trial, planner: FeaturePlanner) -> Trial:
-    planned = zip(trial.stages, planner.plan(trial.stages), strict=True)
-    stages = tuple(replace(stage, features=features) for stage, features in planned)
-    return replace(trial, stages=stages)
-
-
-def _check_best(config: Config, task: Task) -> list[str]:
-    """Check the metric by which the best checkpoint is kept, which the Trainer looks up late."""
-    name = config.training.get("metric_for_best_model")
-    names = ("loss", *task.metric_names)
-    if name is None or str(name).removeprefix("eval_") in names:
-        return []
-    return [f"training.metric_for_best_model: there is no {name!r}{nearest(str(name), names)}"]
+def _with_features(trial: Trial, planners: Mapping[Subject, FeaturePlanner]) -> Trial:
+    """Plan the features of neighbouring stages together, as long as they learn the same."""
+    stages: list[PlannedStage] = []
+    for subject, some in groupby(trial.stages, key=lambda stage: stage.subject):
+        alike = list(some)
+        planned = planners[subject].plan(alike)
+        stages += [replace(s, features=f) for s, f in zip(alike, planned, strict=True)]
+    return replace(trial, stages=tuple(stages))
 
 
 class _Planner:
     """Turns stages into planned stages, gathering every problem on the way."""
 
-    def __init__(self, config: Config, held: HeldModel, examples: int) -> None:
-        self.config, self.held, self.groups = config, held, held.groups
-        self.steps_per_epoch = steps_per_epoch(
-            examples, config.training, join_processes().num_processes
-        )
+    def __init__(self, config: Config, subjects: Sequence[Subject]) -> None:
+        self.config, self.subjects = config, subjects
+        self.subject = subjects[-1]
         self.problems: list[str] = []
         self.notes: list[str] = []
+        self._steps: dict[Subject, int] = {}
+        self.problems += check_hub(config, self.subject)
+        for subject in dict.fromkeys(subjects):
+            self.problems += check_training(config, subject)
+            try:
+                self._steps[subject] = steps_per_epoch(
+                    subject.examples["train"],
+                    config.training,
+                    join_processes().num_processes,
+                    config.batch_tokens,
+                )
+            except InputError as error:
+                self.problems += error.messages
+                self._steps[subject] = 1
 
     def main(self) -> Trial:
         total = self.config.training.get("num_train_epochs")
@@ -181,12 +160,14 @@ class _Planner:
             return self._trial("main", self.config.stages, "stages.{}")
         strategy = self.config.strategy or Full(name="full")
         try:
-            stages = expand(strategy, self.groups, total)
+            stages = expand(strategy, self.subject.groups, total)
         except InputError as error:
             self.problems += error.messages
             return Trial("main", ())
         try:
-            stages = where_they_apply(stages, [self._adapted(stage) for stage in stages])
+            stages = where_they_apply(
+                stages, [self._adapted(stage, self.subject) for stage in stages]
+            )
         except InputError as error:
             self.problems += [f"strategy.{message}" for message in error.messages]
             return Trial("main", ())
@@ -202,7 +183,8 @@ class _Planner:
         fields |= {"learning_rate": last.learning_rate * head}
         own_length = baseline.epochs is not None or baseline.steps is not None
         if not own_length:
-            fields["steps"] = sum(planned.steps for planned in main.stages)
+            own = (planned for planned in main.stages if planned.subject is self.subject)
+            fields["steps"] = sum(planned.steps for planned in own)
         fields |= baseline.model_dump(include=set(Recipe.model_fields), exclude_none=True)
         fields |= {"name": baseline.name, "freeze": "none" if scratch else "backbone"}
         stage = Stage.model_validate(fields)
@@ -218,17 +200,26 @@ class _Planner:
                 self.problems += error.messages
 
     def _trial(self, name: str, stages: list[Stage], place: str, *, capped: bool = True) -> Trial:
-        planned = [self._plan(stage, place.format(i), capped) for i, stage in enumerate(stages)]
+        planned = [
+            self._plan(stage, place.format(number), capped, self._subject_of(stage, number))
+            for number, stage in enumerate(stages)
+        ]
+        self.problems += _check_sources(planned, place)
         self.problems += _check_merges(stages, planned, place)
         return Trial(name, tuple(stage for stage in planned if stage is not None))
 
-    def _plan(self, stage: Stage, place: str, capped: bool) -> PlannedStage | None:
+    def _subject_of(self, stage: Stage, number: int) -> Subject:
+        return self.subject if stage.task is None else self.subjects[number]
+
+    def _plan(
+        self, stage: Stage, place: str, capped: bool, subject: Subject
+    ) -> PlannedStage | None:
         training = self.config.training
         rate = _first(
             stage.learning_rate, training.get("learning_rate"), default=DEFAULT_LEARNING_RATE
         )
         try:
-            held, frozen = self._adapted(stage)
+            held, frozen = self._adapted(stage, subject)
             learning_rates(
                 held.groups,
                 rate,
@@ -244,28 +235,30 @@ class _Planner:
             self.problems += [f"{place}.{message}" for message in error.messages]
             return None
         epochs = _first(stage.epochs, training.get("num_train_epochs"), default=DEFAULT_EPOCHS)
-        steps = stage.steps or math.ceil(epochs * self.steps_per_epoch)
+        steps = stage.steps or math.ceil(epochs * self._steps[subject])
         cap = training.get("max_steps", -1)
         steps = min(steps, cap) if capped and cap > 0 else steps
         return PlannedStage(
             stage=stage,
+            subject=subject,
             frozen=frozen,
             penalties=tuple(penalties),
             learning_rate=rate,
-            epochs=steps / self.steps_per_epoch,
+            epochs=steps / self._steps[subject],
             steps=steps,
             trainable_parameters=trainable,
             total_parameters=sum(sizes.values()),
             groups=held.groups,
         )
 
-    def _adapted(self, stage: Stage) -> tuple[HeldModel, frozenset[str]]:
+    def _adapted(self, stage: Stage, subject: Subject) -> tuple[HeldModel, frozenset[str]]:
         """Return the model with the stage's adapter put in, and what of it is frozen."""
-        held, learning = self.held, frozenset[str]()
+        held = HeldModel(subject.skeleton, subject.groups, subject.new, _reader(subject))
+        learning = frozenset[str]()
         if stage.lora is not None:
             model = copy.deepcopy(held.model)
             try:
-                adapter = inject(model, stage.lora, self.groups.head.parameters, seed=0)
+                adapter = inject(model, stage.lora, held.groups.head.parameters, seed=0)
             except InputError as error:
                 within = "" if self.config.stages is None else "lora."
                 raise InputError([f"{within}{message}" for message in error.messages]) from error
@@ -273,6 +266,31 @@ class _Planner:
             learning = adapter.learning
             held = replace(held, model=model, groups=find_layer_groups(model))
         return held, held.groups.frozen(stage.freeze) - learning
+
+
+def _reader(subject: Subject) -> Callable[[str], Examples]:
+    """Return what reads further examples, for penalties that measure the source on them."""
+
+    def read(path: str) -> Examples:
+        rows = load_split(path, None, subject.task.needs, labels=None)
+        return subject.encoder(rows, place=path, training=False)
+
+    return read
+
+
+def _check_sources(planned: Sequence[PlannedStage | None], place: str) -> list[str]:
+    """Check that weights adapted by another task are there where a penalty pulls to them."""
+    problems = []
+    for number, stage in enumerate(planned):
+        if stage is None or all(p.config.source == "original" for p in stage.penalties):
+            continue
+        before = [one for one in planned[:number] if one is not None]
+        if all(one.subject is stage.subject for one in before):
+            problems.append(
+                f"{place.format(number)}.penalty.source: adapted: no stage before it has another "
+                f"task, so there are no adapted weights; use original"
+            )
+    return problems
 
 
 def _check_merges(stages: list[Stage], planned: list[PlannedStage | None], place: str) -> list[str]:
@@ -302,34 +320,25 @@ def _first(*values: float | None, default: float) -> float:
     return next((value for value in values if value is not None), default)
 
 
-def steps_per_epoch(examples: int, training: Mapping[str, Any], processes: int) -> int:
+def steps_per_epoch(
+    train: Examples, training: Mapping[str, Any], processes: int, batch_tokens: int | None = None
+) -> int:
     """Return the optimizer steps of one pass, as the Trainer counts them.
 
     Raises:
-        InputError: `dataloader_drop_last` leaves no batch.
+        InputError: `dataloader_drop_last` leaves no batch, or one example is longer than
+            `batch_tokens`.
     """
-    batch = int(training.get("per_device_train_batch_size", DEFAULT_BATCH_SIZE)) * processes
-    batches = examples // batch if training.get("dataloader_drop_last") else -(-examples // batch)
-    if batches == 0:
-        raise InputError(
-            f"training.dataloader_drop_last: train has {examples} examples, fewer than one batch "
-            f"of {batch}; lower training.per_device_train_batch_size"
-        )
-    return max(1, -(-batches // int(training.get("gradient_accumulation_steps", 1))))
-
-
-def _hardware_notes(config: Config) -> list[str]:
-    notes = []
-    if config.training.get("bf16") and not has_accelerator():
-        capability = torch.backends.cpu.get_cpu_capability()
-        if "AVX512" not in capability:
-            notes.append(
-                f"training.bf16 on this CPU ({capability}) is many times slower than float32; "
-                f"leave it out"
+    if batch_tokens is not None and train.lengths is not None:
+        dealt = TokenBatches(train.lengths, batch_tokens, seed=0, processes=processes)
+        batches = len(dealt) // processes
+    else:
+        size = int(training.get("per_device_train_batch_size", DEFAULT_BATCH_SIZE)) * processes
+        whole = len(train) // size
+        batches = whole if training.get("dataloader_drop_last") else -(-len(train) // size)
+        if batches == 0:
+            raise InputError(
+                f"training.dataloader_drop_last: train has {len(train)} examples, fewer than one "
+                f"batch of {size}; lower training.per_device_train_batch_size"
             )
-    if torch.cuda.device_count() > 1 and join_processes().num_processes == 1:
-        notes.append(
-            f"one of {torch.cuda.device_count()} GPUs is used; start with "
-            f"`accelerate launch launch.py` to use them all"
-        )
-    return notes
+    return max(1, -(-batches // int(training.get("gradient_accumulation_steps", 1))))

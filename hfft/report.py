@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import yaml
 
 from hfft.layers import LayerGroups
 from hfft.plan import Plan, Trial
-from hfft.registry import get
+from hfft.subject import Subject
 from hfft.table import table
+from hfft.task import Task
 
 
 def plan_report(plan: Plan) -> str:
     """Describe a checked run: data, labels, groups, stages."""
-    splits = ", ".join(f"{len(rows):,} {name}" for name, rows in plan.data.splits.items())
-    labels = ", ".join(plan.labels[:20]) + (" …" if len(plan.labels) > 20 else "")
     parts = [
-        f"task    {plan.task.name}\nmodel   {plan.config.model.name} ({plan.groups.model_name}, "
-        f"{sum(plan.sizes.values()):,} parameters)\ndata    {splits}\n"
-        f"labels  {len(plan.labels)}: {labels}",
+        *map(partial(_subject, plan), dict.fromkeys(stage.subject for stage in plan.main.stages)),
         *plan.notes,
-        _groups(plan),
+        _groups(plan.subject),
         _stages((plan.main, *plan.baselines)),
         _features((plan.main, *plan.baselines)),
         *_penalties(plan),
@@ -41,34 +39,40 @@ def stages_yaml(trial: Trial) -> str:
     return yaml.safe_dump({"stages": stages}, sort_keys=False, allow_unicode=True)
 
 
-def result_report(metrics: Mapping[str, Any], model_dir: object) -> str:
+def result_report(task: Task, metrics: Mapping[str, Any], model_dir: object) -> str:
     """Describe a finished run: stages, scores beside the baselines', what to make of them."""
-    metric = get(metrics["task"]).metric
+    metric = task.metric
     stages = [
         (
             stage["name"],
             stage["steps"],
             f"{stage['trainable_parameters']:,}",
             f"{stage['seconds']:.1f}",
-            stage["eval"][metric],
+            stage["eval"][metric] if metric in stage["eval"] else _scores(stage["eval"]),
         )
         for stage in metrics["stages"]
     ]
     parts = [table(("stage", "steps", "learning", "seconds", f"validation {metric}"), stages)]
-    names = [name for name in metrics["eval"] if name != "loss"]
+    names = [name for name in metrics["eval"] if name in task.metric_names]
     split = "test" if metrics["test"] else "eval"
     trials = {"fine-tuned": metrics, **(metrics["baselines"] or {})}
     scores = [(name, *(trial[split][key] for key in names)) for name, trial in trials.items()]
     shown = "validation" if split == "eval" else split
     parts.append(table(("", *(f"{shown} {name}" for name in names)), scores))
-    parts += comparison(metrics)
+    parts += comparison(task, metrics)
     parts.append(f"The model is in {model_dir}")
     return "\n\n".join(parts)
 
 
-def comparison(metrics: Mapping[str, Any]) -> list[str]:
+def _scores(found: Mapping[str, float]) -> str:
+    """Name the scores of a stage that has a task of its own."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in found.items() if name != "loss")
+
+
+def comparison(task: Task, metrics: Mapping[str, Any]) -> list[str]:
     """Return a plain sentence for each baseline that fine-tuning did not beat."""
-    metric = get(metrics["task"]).metric
+    metric = task.metric
+    better = -1 if metric in task.lower_is_better else 1
     split = "test" if metrics["test"] else "eval"
     own = metrics[split][metric]
     meaning = {
@@ -79,19 +83,46 @@ def comparison(metrics: Mapping[str, Any]) -> list[str]:
         f"Fine-tuning ({own:.4f}) did not beat {meaning.get(name, name)} "
         f"({scores[split][metric]:.4f} {metric})."
         for name, scores in (metrics["baselines"] or {}).items()
-        if own <= scores[split][metric]
+        if better * own <= better * scores[split][metric]
     ]
 
 
-def _groups(plan: Plan) -> str:
+def _subject(plan: Plan, subject: Subject) -> str:
+    """Say what is learned, of what data; a stage's own task first."""
+    lines = [
+        f"task    {subject.task.name}",
+        f"model   {plan.config.model.name} ({subject.groups.model_name}, "
+        f"{sum(subject.sizes.values()):,} parameters)",
+        f"data    {_splits(subject)}",
+    ]
+    if names := subject.labels:
+        shown = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
+        lines.append(f"labels  {len(names)}: {shown}")
+    return "\n".join(lines)
+
+
+def _splits(subject: Subject) -> str:
+    """Count the examples, and where there are tokens these too."""
+    told = []
+    for name, examples in subject.examples.items():
+        rows = len(subject.data.splits[name])
+        counted = "" if len(examples) == rows else f" in {len(examples):,} rows"
+        if examples.lengths is not None:
+            counted += f" of {int(examples.lengths.sum()):,} tokens"
+        told.append(f"{rows:,} {name}{counted}")
+    return ", ".join(told)
+
+
+def _groups(subject: Subject) -> str:
     rows: list[tuple[object, ...]] = []
-    for tower, groups in plan.groups.towers.items():
+    sizes = subject.sizes
+    for tower, groups in subject.groups.towers.items():
         for number, group in enumerate(groups):
-            size = sum(plan.sizes[name] for name in group.parameters)
+            size = sum(sizes[name] for name in group.parameters)
             rows.append((number, tower, group.name, f"{size:,}"))
-    size = sum(plan.sizes[name] for name in plan.groups.head.parameters)
-    rows.append(("", "", plan.groups.head.name, f"{size:,}"))
-    order = "" if plan.groups.ordered else " (no order could be found: freeze by patterns)"
+    size = sum(sizes[name] for name in subject.groups.head.parameters)
+    rows.append(("", "", subject.groups.head.name, f"{size:,}"))
+    order = "" if subject.groups.ordered else " (no order could be found: freeze by patterns)"
     return f"Layer groups, from the input{order}:\n\n" + table(
         ("", "tower", "group", "parameters"), rows
     )
@@ -138,7 +169,7 @@ def _penalties(plan: Plan) -> Iterator[str]:
                     yield (
                         f"Stage {planned.stage.name}, penalty {kind}{what}, strength "
                         f"{strength:g}, covers {len(names)} tensors:\n  "
-                        + "\n  ".join(_listed(names, plan.groups))
+                        + "\n  ".join(_listed(names, planned.groups))
                     )
 
 

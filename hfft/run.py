@@ -18,6 +18,8 @@ from hfft.folder import RunFolder, describe_environment
 from hfft.hub import push, write_card
 from hfft.plan import Plan, make_plan
 from hfft.processes import has_accelerator, join_processes
+from hfft.subject import make_task
+from hfft.task import Task
 from hfft.trial import TrialRun
 
 logger = logging.getLogger("hfft")
@@ -25,10 +27,11 @@ logger = logging.getLogger("hfft")
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to: the contents of metrics.json, and where the model is."""
+    """What a run came to: the contents of metrics.json, where the model is, and its task."""
 
     metrics: dict[str, Any]
     model_dir: Path
+    task: Task
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -70,14 +73,15 @@ def train(
     folder.check(config, processes.num_processes, resume=resume, overwrite=overwrite)
     if resume and folder.metrics.exists():
         logger.info("%s is complete; nothing to resume", folder.path)
-        return RunResult(json.loads(folder.metrics.read_text(encoding="utf-8")), folder.model)
+        metrics = json.loads(folder.metrics.read_text(encoding="utf-8"))
+        return RunResult(metrics, folder.model, make_task(config.task))
 
     plan = make_plan(config)  # 1. check everything
     if resume:
-        folder.check_data(plan.data.fingerprint)
+        folder.check_data(plan.fingerprint)
     processes.wait_for_everyone()
     if processes.is_main_process:  # 2. claim the folder
-        environment = describe_environment(processes.num_processes, plan.data.fingerprint)
+        environment = describe_environment(processes.num_processes, plan.fingerprint)
         folder.open(config, environment, overwrite=overwrite)
     processes.wait_for_everyone()
     for note in plan.notes:
@@ -96,9 +100,10 @@ def train(
         write_card(folder.model, plan, metrics)
         folder.close(metrics)
         if config.hub is not None:  # 6. push
-            push(folder.path, config.hub.repo_id, private=config.hub.private)
+            hub = config.hub
+            push(folder.path, hub.repo_id, private=hub.private, code=hub.code)
     processes.wait_for_everyone()
-    return RunResult(metrics, folder.model)
+    return RunResult(metrics, folder.model, plan.task)
 
 
 def _metrics(plan: Plan, results: dict[str, dict[str, Any]], seconds: float) -> dict[str, Any]:

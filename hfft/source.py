@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from hfft.complaints import nearest
-from hfft.config import ModelConfig
 from hfft.errors import InputError
 from hfft.layers import find_layer_groups
+from hfft.sections import ModelConfig
+from hfft.text import pooled  # noqa: F401 (registers its model with transformers)
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -52,6 +53,7 @@ def read_model_config(source: ModelConfig) -> PretrainedConfig:
             source.name,
             revision=source.revision,
             trust_remote_code=source.trust_remote_code,
+            attn_implementation=source.attn_implementation,
         ),
     )
     config.dtype = torch.float32  # of the weights that train; mixed precision is training.bf16
@@ -80,9 +82,12 @@ def initialise(
             config, dtype=torch.float32, trust_remote_code=trust_remote_code
         )
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
+        cause = _first_line(error)
+        if cause.startswith("Unrecognized configuration class"):
+            cause = f"transformers has none of its kind, {config.model_type}; take another model"
         raise InputError(
             f"model: {config.name_or_path or type(config).__name__} can't be built as "
-            f"{auto_model.__name__}: {_first_line(error)}"
+            f"{auto_model.__name__}: {cause}"
         ) from error
     return model
 
@@ -188,6 +193,33 @@ def load_weights(auto_model: Any, source: ModelConfig, config: PretrainedConfig)
             f"{', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}"
         )
     return LoadedModel(model, notes, new_head)
+
+
+def carry_body(old: PreTrainedModel, new: PreTrainedModel) -> frozenset[str]:
+    """Copy all weights below the head from a model into one with another head.
+
+    Returns:
+        The names of the parameters in `new` that were copied.
+
+    Raises:
+        InputError: less than half of the body is the same.
+    """
+    body = new.base_model
+    prefix = next(f"{path}." if path else "" for path, m in new.named_modules() if m is body)
+    theirs = dict(old.base_model.state_dict(keep_vars=True))
+    copied = set[str]()
+    with torch.no_grad():
+        for name, tensor in body.state_dict(keep_vars=True).items():
+            if name in theirs and theirs[name].shape == tensor.shape:
+                tensor.copy_(theirs[name])
+                copied.add(prefix + name)
+    own = {prefix + name for name, _ in body.named_parameters()}
+    if len(copied & own) * 2 < len(own):
+        raise InputError(
+            f"stages: {type(old).__name__} and {type(new).__name__} have no body in common, so "
+            f"their tasks can't follow one another"
+        )
+    return frozenset(copied & own)
 
 
 def _initialise_anew(model: PreTrainedModel, names: Iterable[str]) -> None:

@@ -19,6 +19,7 @@ from hfft.features.stored import Collate
 from hfft.hooks.freeze import kept_in_eval
 from hfft.plan import Plan, PlannedStage, Trial
 from hfft.processes import join_processes
+from hfft.subject import Subject
 
 logger = logging.getLogger("hfft")
 
@@ -33,9 +34,9 @@ class StageData:
 
     def __init__(self, plan: Plan, trial: Trial) -> None:
         self.plan, self.trial = plan, trial
-        self._features = plain({}, plan.task.collate)
+        self._features = plain({}, trial.stages[0].subject.collate)
         self._in_use = ExitStack()
-        self._proved: dict[frozenset[str], Cut] = {}
+        self._proved: dict[Subject, dict[frozenset[str], Cut]] = {}
 
     @property
     def splits(self) -> dict[str, Dataset[Any]]:
@@ -61,19 +62,20 @@ class StageData:
             args: the stage's.
         """
         planned, examples = self.trial.stages[number], self._examples(number)
-        wanted = planned.features
-        self._features = plain(examples, self.plan.task.collate)
+        wanted, subject = planned.features, planned.subject
+        self._features = plain(examples, subject.collate)
         scored_only = self._is_merged(planned, model)
         if not wanted.splits or scored_only:
             if planned.frozen and self.plan.config.feature_cache.mode == "on":
                 logger.warning(f"{planned.stage.name}: the frozen layers are {wanted.reason}")
             return
-        setting = self._setting(args)
+        setting = self._setting(args, subject)
         model.to(setting.processes.device)
         with kept_in_eval(model, adapted=planned.stage.lora is not None):
             own = Wanted(wanted.frozen, wanted.splits)
             later = self._later(number)
-            self._features = prepare(model, own, later, examples, setting, self._proved)
+            proved = self._proved.setdefault(subject, {})
+            self._features = prepare(model, own, later, examples, setting, proved)
         self._in_use.callback(self._features.close)
         self._in_use.enter_context(self._features.replayed(model))
 
@@ -86,24 +88,25 @@ class StageData:
 
     def forget_features(self) -> None:
         """Go on with whole examples, which the model takes until `close` too."""
-        examples = self._examples(len(self.trial.stages) - 1)
-        self._features = plain(examples, self.plan.task.collate)
+        last = len(self.trial.stages) - 1
+        self._features = plain(self._examples(last), self.trial.stages[last].subject.collate)
 
     def close(self) -> None:
         """Leave the model as it was; nothing may wrap it any more."""
         self._in_use.close()
-        self._features = plain({}, self.plan.task.collate)  # lets go of the files
+        self._features = plain({}, self._features.collate)  # lets go of the files
 
     def _examples(self, number: int) -> dict[str, ExampleDataset]:
         """Return the data as a stage sees it, by split."""
-        plan, found = self.plan, {}
-        for split, rows in plan.data.splits.items():
-            transform = plan.transforms["train" if split == "train" else "evaluation"]
-            random = split == "train" and plan.task.augments
-            views = plan.config.feature_cache.views if random else None
-            # fixed views are the same in all stages, so that all can read the same features
-            seed = plan.config.seed + (number if views is None else 0)
-            found[split] = ExampleDataset(rows, transform, seed=seed, views=views)
+        config, subject, found = self.plan.config, self.trial.stages[number].subject, {}
+        for name, own in subject.examples.items():
+            training = name == "train"
+            transform = subject.transforms["train" if training else "evaluation"]
+            views = config.feature_cache.views if training and subject.task.augments else None
+            # fixed views are the same in all stages, so that all can read the same features;
+            # what evaluation draws is the same too, so that scores can be compared
+            seed = config.seed + (number if training and views is None else 0)
+            found[name] = ExampleDataset(own.rows, transform, seed, views, own.split)
         return found
 
     def _later(self, number: int) -> list[Wanted]:
@@ -112,23 +115,25 @@ class StageData:
         found = []
         for later in range(number + 1, len(stages)):
             features = stages[later].features
+            if stages[later].subject is not stages[number].subject:
+                break
             between = (stage.frozen for stage in stages[number:later])
             if features.splits and all(features.frozen <= frozen for frozen in between):
                 found.append(Wanted(features.frozen, features.splits))
         return found
 
-    def _setting(self, args: TrainingArguments) -> Setting:
+    def _setting(self, args: TrainingArguments, subject: Subject) -> Setting:
         plan, processes = self.plan, join_processes()
         cache = plan.config.feature_cache
         return Setting(
             identity={
-                "task": plan.task.name,
-                "options": plan.task.options.model_dump(mode="json"),
-                "processor": processor_identity(plan.processor),
+                "task": subject.task.name,
+                "options": subject.task.options.model_dump(mode="json"),
+                "processor": processor_identity(subject.processor),
             },
-            fingerprints=plan.data.fingerprints,
+            fingerprints=subject.data.fingerprints,
             description={"model": plan.config.model.name},
-            collate=plan.task.collate,
+            collate=subject.collate,
             batch_size=args.per_device_train_batch_size,
             autocast=_autocast(args, processes.device.type),
             dtype=None if cache.dtype is None else getattr(torch, cache.dtype),

@@ -7,15 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import Trainer
-from transformers.trainer_callback import PrinterCallback
+from torch.utils.data import DataLoader, Sampler
+from transformers.trainer_pt_utils import find_batch_size
 
+from hfft.batches import GroupedByLength, TokenBatches
 from hfft.errors import InputError
-from hfft.hooks import PenaltyCallback
+from hfft.hooks import EpochCallback, PenaltyCallback
 from hfft.optim import OptimizerState, carry_state, parameter_groups, state_by_name
+from hfft.task_trainer import TaskTrainer
 from hfft.weights_file import save_weights
 
 
@@ -23,7 +27,7 @@ class NonFiniteLossError(RuntimeError):
     """The loss is NaN or infinite; raised before the weights are touched."""
 
 
-class StageTrainer(Trainer):
+class StageTrainer(TaskTrainer):
     """Trains one stage.
 
     A stage is one prepare-and-train: the optimizer and the distributed wrapper are made for what
@@ -35,7 +39,9 @@ class StageTrainer(Trainer):
         carried: the earlier stage's optimizer state by parameter name.
         span: `(before, whole)` in optimizer steps, for a schedule over the whole run; None for a
             schedule of the stage's own.
-        **trainer: transformers.Trainer's own arguments.
+        lengths: (N,) tokens of the training examples, for batches that go by them.
+        batch_tokens: of a batch; None: batches of so many examples as the arguments say.
+        **trainer: TaskTrainer's arguments.
 
     Raises:
         InputError: FSDP or DeepSpeed, under which carrying state over is not supported.
@@ -47,12 +53,15 @@ class StageTrainer(Trainer):
         rates: Mapping[str, float],
         carried: OptimizerState,
         span: tuple[int, int] | None = None,
+        lengths: npt.NDArray[np.int64] | None = None,
+        batch_tokens: int | None = None,
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
         self._rates, self._carried, self._span = rates, carried, span
+        self._lengths, self._batch_tokens = lengths, batch_tokens
+        self._examples = 0  # that this process has trained on
         self._own_forward = self._bare_model().__dict__.get("forward")
-        self.remove_callback(PrinterCallback)  # it prints to standard output
         # they add to the log, which those that report it must find complete
         self.callback_handler.callbacks.sort(key=lambda one: not isinstance(one, PenaltyCallback))
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -92,13 +101,56 @@ class StageTrainer(Trainer):
         )
         return self.lr_scheduler
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return batches of so many examples, or of so many tokens."""
+        if self._batch_tokens is None or self._lengths is None:
+            return super().get_train_dataloader()
+        args = self.args
+        batches = TokenBatches(
+            self._lengths, self._batch_tokens, seed=args.seed, processes=args.world_size
+        )
+        loader = DataLoader(
+            cast(Any, self.train_dataset),
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        self.add_callback(EpochCallback(batches))
+        self.accelerator.even_batches = False  # batches differ in size; no process lacks one
+        try:
+            return cast(DataLoader[Any], self.accelerator.prepare(loader))
+        finally:
+            self.accelerator.even_batches = True
+
+    def _get_train_sampler(self, *args: Any) -> Sampler[Any] | None:
+        """Return transformers' sampler; of texts of like lengths, ours."""
+        if self.args.train_sampling_strategy != "group_by_length" or self._lengths is None:
+            return super()._get_train_sampler(*args)
+        of_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        sampler = GroupedByLength(of_step, self._lengths, seed=self.args.seed)
+        self.add_callback(EpochCallback(sampler))
+        return sampler
+
+    def examples_trained(self) -> int:
+        """Return how many examples all processes together have trained on."""
+        count = torch.tensor(self._examples, device=self.args.device)
+        if self.args.world_size > 1:
+            dist.all_reduce(count)
+        return int(count)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """Stop every process at a loss that is no number on any, before the optimizer steps on it.
 
         Looking at the loss waits for the device once a micro-batch, as the Trainer's own filter,
         which is off here, would.
         """
-        loss = super().training_step(*args, **kwargs)
+        self._examples += find_batch_size(inputs) or 0  # type: ignore[no-untyped-call]
+        loss = super().training_step(model, inputs, *args, **kwargs)
         lost = (~torch.isfinite(loss)).to(torch.int32)
         if self.args.world_size > 1:
             dist.all_reduce(lost, op=dist.ReduceOp.MAX)

@@ -15,17 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from hfft.adapters import inject, merge, save_adapter, unmoved
 from hfft.arguments import training_arguments
-from hfft.checkpoints import (
-    SealCallback,
-    StageCheckpoints,
-    seconds_of,
-    step_of,
-    write_json,
-)
+from hfft.checkpoints import SealCallback, seconds_of, step_of, write_json
+from hfft.encoding import Examples
 from hfft.errors import RunFailedError
 from hfft.examples import ExampleDataset
 from hfft.features.stored import StoredExamples
@@ -42,12 +37,13 @@ from hfft.hooks import (
 from hfft.hooks.freeze import kept_in_eval
 from hfft.hooks.log import drop_unfinished
 from hfft.optim import OptimizerState, learning_rates
-from hfft.penalties.coverage import source_tensors
 from hfft.penalty_plan import PlannedPenalty
-from hfft.plan import Plan, Trial
+from hfft.plan import Plan, PlannedStage, Trial
 from hfft.processes import join_processes
-from hfft.source import initialise, load_weights
 from hfft.stage_data import StageData
+from hfft.stage_models import StageModels
+from hfft.subject import Subject
+from hfft.task import Split
 from hfft.trainer import NonFiniteLossError, StageTrainer
 
 logger = logging.getLogger("hfft")
@@ -69,6 +65,7 @@ class TrialRun:
         self.processes = join_processes()
         self.spent_before = 0.0  # seconds, by earlier processes
         self._data = StageData(plan, trial)
+        self._models = StageModels(plan, trial, folder)
 
     def result(self) -> dict[str, Any]:
         """Return the trial's stages and scores, from where an earlier process left off."""
@@ -79,9 +76,7 @@ class TrialRun:
             return done
         finished = self._finished_stages()
         self.spent_before += sum(stage["seconds"] for stage in finished)
-        model, state = self._model(), OptimizerState()
-        if finished:
-            state = self._checkpoints(len(finished) - 1).restore(model)
+        model, state = self._models.entered(len(finished))
         trainer: StageTrainer | None = None
         for number in range(len(finished), len(self.trial.stages)):
             if trainer is not None:
@@ -89,14 +84,17 @@ class TrialRun:
                 self._data.close()
                 del trainer
                 gc.collect()  # the old distributed wrapper's hooks go with it
+                model, state = self._models.handed_on(number, model, state)
             trainer, stage = self._run_stage(number, model, state)
             names = {name for name, _ in model.named_parameters()}  # without a merged adapter's
             state = {n: s for n, s in trainer.optimizer_state().items() if n in names}
             finished.append(stage)
             if self.processes.is_main_process:
-                self._checkpoints(number).finish(model, state, stage, self._untouched(number))
-                if number > 0:
-                    self._checkpoints(number - 1).forget_weights()
+                self._models.checkpoints(number).finish(
+                    model, state, stage, self._models.untouched(number)
+                )
+                if number > 0 and not self._models.are_wanted(number - 1, number + 1):
+                    self._models.checkpoints(number - 1).forget_weights()
             self.processes.wait_for_everyone()
         if trainer is None:  # stopped between the last stage and its scores
             number = len(finished) - 1
@@ -117,39 +115,20 @@ class TrialRun:
         """Return what the stages that earlier processes finished came to."""
         finished: list[dict[str, Any]] = []
         for number in range(len(self.trial.stages)):
-            result = self._checkpoints(number).result()
+            result = self._models.checkpoints(number).result()
             if result is None:
                 break
             finished.append(result)
         return finished
 
-    def _checkpoints(self, number: int) -> StageCheckpoints:
-        return self.folder.stage(self.trial.name, number, self.trial.stages[number].stage.name)
-
-    def _model(self) -> PreTrainedModel:
-        """Return the model the trial starts from; its head is the same in every process."""
-        set_seed(self.plan.config.seed)
-        task, config = self.plan.task, self.plan.model_config
-        if self.trial.from_scratch:
-            model = initialise(task.auto_model, config, self.plan.config.model.trust_remote_code)
-        else:
-            loaded = load_weights(task.auto_model, self.plan.config.model, config)
-            model = loaded.model
-            if self.trial.name == "main":
-                for note in loaded.notes:
-                    logger.info(note)
-        # the loss is a plain mean over the batch, so the Trainer must divide by accumulation
-        model.accepts_loss_kwargs = False  # type: ignore[assignment]
-        return model
-
     def _run_stage(
         self, number: int, model: PreTrainedModel, state: OptimizerState
     ) -> tuple[StageTrainer, dict[str, Any]]:
         """Train one stage, from its newest checkpoint where there is one."""
-        planned, checkpoints = self.trial.stages[number], self._checkpoints(number)
+        planned, checkpoints = self.trial.stages[number], self._models.checkpoints(number)
         stage = planned.stage
         if stage.lora is not None:
-            head, seed = self.plan.groups.head.parameters, self.plan.config.seed + number
+            head, seed = planned.subject.groups.head.parameters, self.plan.config.seed + number
             inject(model, stage.lora, head, seed=seed)
         self._freeze(number, model)
         newest = checkpoints.newest()
@@ -183,13 +162,13 @@ class TrialRun:
         except NonFiniteLossError as error:
             raise RunFailedError(self._what_is_left(error, number)) from error
         seconds = time.monotonic() - started
-        steps = trainer.state.global_step
-        examples = (steps - first_step) * trainer.args.train_batch_size
-        examples *= trainer.args.gradient_accumulation_steps * self.processes.num_processes
+        train = planned.subject.examples["train"]
+        examples = trainer.examples_trained() * len(train.split.encoded) / len(train)
         result = {
             "name": stage.name,
+            **({} if planned.subject is self.plan.subject else {"task": planned.subject.task.name}),
             "epochs": round(trainer.state.epoch or 0.0, 4),
-            "steps": steps,
+            "steps": trainer.state.global_step,
             "trainable_parameters": planned.trainable_parameters,
             "total_parameters": planned.total_parameters,
             "seconds": round(spent + seconds, 3),
@@ -200,21 +179,21 @@ class TrialRun:
         if stage.lora is not None:
             self._data.forget_features()  # they enter the adapted model
             args.dataloader_num_workers = workers
-            self._merge(model, stage.name, keep=not stage.lora.get("merge", False))
+            self._merge(model, planned, keep=not stage.lora.get("merge", False))
         return trainer, result
 
-    def _merge(self, model: PreTrainedModel, name: str, *, keep: bool) -> None:
+    def _merge(self, model: PreTrainedModel, planned: PlannedStage, *, keep: bool) -> None:
         """Add a stage's adapter to the weights; keep it apart too, if asked."""
         if still := unmoved(model):
             logger.warning(
-                f"{name}: {len(still)} adapted layers did not learn, first {still[0]}: the "
-                f"model uses their weights in another way than by calling them"
+                f"{planned.stage.name}: {len(still)} adapted layers did not learn, first "
+                f"{still[0]}: the model uses their weights in another way than by calling them"
             )
         if keep and self.processes.is_main_process:
             source, folder = self.plan.config.model, self.folder.adapter
             partial = folder.with_name("adapter.partial")
             shutil.rmtree(partial, ignore_errors=True)
-            head = self.plan.groups.head.parameters
+            head = planned.subject.groups.head.parameters
             save_adapter(model, partial, base=source.name, revision=source.revision, head=head)
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
@@ -222,9 +201,9 @@ class TrialRun:
 
     def _what_is_left(self, error: Exception, number: int) -> str:
         """Say what broke, and which state is the last good one."""
-        newest = self._checkpoints(number).newest()
+        newest = self._models.checkpoints(number).newest()
         if newest is None and number > 0:
-            newest = self._checkpoints(number - 1).finished
+            newest = self._models.checkpoints(number - 1).finished
         left = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
         return (
             f"stage {self.trial.stages[number].stage.name}: {error}; {left}. Lower the stage's "
@@ -242,30 +221,30 @@ class TrialRun:
 
     def _score(self, trainer: StageTrainer, model: PreTrainedModel) -> dict[str, Any]:
         """Score the trained model on validation and test; the main trial leaves its pictures."""
-        splits = self.plan.data.splits
+        splits = self._data.splits
         result: dict[str, Any] = {"test": None}
         predictions: Any = None
         for name, split in (("eval", "validation"), ("test", "test")):
             if split in splits:
-                predictions = trainer.predict(self._data.splits[split], metric_key_prefix="eval")
+                predictions = trainer.predict(splits[split], metric_key_prefix="eval")
                 result[name] = _scores(predictions.metrics, "eval_")
         if self.trial.name == "main" and self.processes.is_main_process:
             self._save_model(model)
-            guesses, labels = predictions.predictions, predictions.label_ids
-            self._write_details(np.asarray(guesses), np.asarray(labels))
+            last = "test" if "test" in splits else "validation"
+            scored = self.plan.subject.examples[last].split
+            self._write_details(predictions.predictions, predictions.label_ids, scored)
         return result
 
     def _save_model(self, model: PreTrainedModel) -> None:
         partial = self.folder.path / "model.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        save_model(model, self.plan.processor, partial)
+        save_model(model, self.plan.subject.processor, partial)
         shutil.rmtree(self.folder.model, ignore_errors=True)
         partial.rename(self.folder.model)
 
-    def _write_details(self, predictions: np.ndarray, labels: np.ndarray) -> None:
-        task, names = self.plan.task, self.plan.labels
-        task.draw(self.folder.path, predictions, labels, names)
-        rows = task.scores_by_label(predictions, labels, names)
+    def _write_details(self, predictions: Any, labels: np.ndarray, split: Split) -> None:
+        self.plan.task.draw(self.folder.path, predictions, labels, split)
+        rows = self.plan.task.scores_by_label(predictions, labels, split)
         if rows:
             path = self.folder.path / "per_class.csv"
             partial = path.with_name("per_class.csv.partial")
@@ -279,16 +258,9 @@ class TrialRun:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in self.trial.stages[number].frozen)
 
-    def _untouched(self, number: int) -> frozenset[str]:
-        """Return the parameters that no stage so far has changed; adapters change frozen ones."""
-        so_far = self.trial.stages[: number + 1]
-        if any(stage.stage.lora is not None for stage in so_far):
-            return frozenset()
-        return frozenset.intersection(*(stage.frozen for stage in so_far))
-
     def _arguments(self, number: int) -> TrainingArguments:
         config, planned = self.plan.config, self.trial.stages[number]
-        folder = self._checkpoints(number).folder
+        folder = self._models.checkpoints(number).folder
         return training_arguments(config, planned, folder, seed=config.seed + number)
 
     def _holds(self, number: int, model: PreTrainedModel) -> list[TrainerCallback]:
@@ -297,43 +269,37 @@ class TrialRun:
         stage, found = planned.stage, list[TrainerCallback]()
         if planned.penalties:  # some measure the source, which is to be fast
             model.to(self.processes.device)
-        source = self._source() if planned.penalties or stage.mixout else {}
+        wanted = {penalty.config.source for penalty in planned.penalties}
+        wanted |= {"original"} if stage.mixout else set()
+        sources = {which: self._models.source(number, which) for which in wanted}
         for penalty in planned.penalties:
-            options = penalty.config.model_dump(exclude={"kind", "strength"}, exclude_unset=True)
+            of_hfft = {"kind", "strength", "source"}
+            options = penalty.config.model_dump(exclude=of_hfft, exclude_unset=True)
             found.append(
                 PenaltyCallback(
                     model,
                     penalty.config.kind,
                     penalty.config.strength,
-                    source=source,
-                    batches=self._sample(penalty),
+                    source=sources[penalty.config.source],
+                    batches=self._sample(planned.subject, penalty),
                     **options,
                 )
             )
         if stage.mixout is not None:
-            found.append(MixoutCallback(model, stage.mixout, source))
+            found.append(MixoutCallback(model, stage.mixout, sources["original"]))
         if stage.stochnorm is not None:
             found.append(StochNormCallback(model, stage.stochnorm))
         return found
 
-    def _source(self) -> dict[str, torch.Tensor]:
-        """Return theta_s by name: what the source's file holds, shared with it on the CPU."""
-        plan = self.plan
-        with torch.random.fork_rng():  # a new head is drawn on the way, and is not theta_s
-            torch.manual_seed(plan.config.seed)
-            loaded = load_weights(plan.task.auto_model, plan.config.model, plan.model_config)
-        return source_tensors(loaded.model)
-
-    def _sample(self, penalty: PlannedPenalty) -> DataLoader[Any]:
+    def _sample(self, subject: Subject, penalty: PlannedPenalty) -> DataLoader[Any]:
         """Return examples in a seeded order, for penalties that measure the source on them."""
-        rows = self.plan.data.splits["train"] if penalty.data is None else penalty.data
-        transform = self.plan.transforms["evaluation"]
+        examples: Examples = subject.examples["train"] if penalty.data is None else penalty.data
         return DataLoader(
-            ExampleDataset(rows, transform),
+            ExampleDataset(examples.rows, subject.transforms["evaluation"]),
             batch_size=8,
             shuffle=True,
             generator=torch.Generator().manual_seed(self.plan.config.seed),
-            collate_fn=self.plan.task.collate,
+            collate_fn=subject.collate,
         )
 
     def _trainer(
@@ -348,6 +314,7 @@ class TrialRun:
         config, planned = self.plan.config, self.trial.stages[number]
         stage = planned.stage
         labels = {"trial": self.trial.name, "stage": stage.name}
+        title = f"{self.trial.name}: {stage.name}"
         steps = [s.steps for s in self.trial.stages]
         data = self._data.splits
         train: Any = data["train"]
@@ -355,6 +322,9 @@ class TrialRun:
             args.dataloader_num_workers, args.dataloader_persistent_workers = 0, False
             args.dataloader_prefetch_factor = None
         return StageTrainer(
+            task=planned.subject.task,
+            lengths=planned.subject.examples["train"].lengths,
+            batch_tokens=config.batch_tokens,
             rates=learning_rates(
                 planned.groups,
                 planned.learning_rate,
@@ -368,14 +338,13 @@ class TrialRun:
             train_dataset=train,
             eval_dataset=data["validation"],
             data_collator=self._data.collate,
-            compute_metrics=lambda p: self.plan.task.metrics(p.predictions, p.label_ids),
             callbacks=[
                 *holds,
                 EpochCallback(train),
                 ReplicasCallback(),
                 SealCallback(spent),
                 LogCallback(self.folder.log, **labels),
-                ProgressCallback(f"{self.trial.name}: {stage.name}", self.plan.task.metric),
+                ProgressCallback(title, planned.subject.task.metric),
             ],
         )
 

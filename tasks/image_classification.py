@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
 from pydantic import AfterValidator, Field, Strict
-from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, f1_score
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -21,20 +21,24 @@ from transformers import (
 
 from hfft.registry import register
 from hfft.task import (
+    Collate,
     Column,
     InputError,
     ModelConfig,
     Preparation,
     Row,
     Section,
+    Split,
     Task,
     Transform,
     View,
     as_pixels,
+    draw_confusion,
     find_images,
     find_preparation,
     open_image,
     open_pixels,
+    scores_by_class,
 )
 
 
@@ -92,7 +96,7 @@ class ImageOptions(Section):
 class ImageClassification(Task):
     """Image to one of several classes, by cross-entropy."""
 
-    columns: ClassVar = {
+    columns: Mapping[str, Column] = {
         "image": Column(
             "image", ("image", "img", "path", "file_name", "file", "filename", "image_path")
         ),
@@ -117,7 +121,7 @@ class ImageClassification(Task):
             return chosen != Augmentation(ratio=chosen.ratio)
         return chosen == "default"
 
-    def configure(self, config: PretrainedConfig, labels: Sequence[str]) -> None:
+    def configure(self, config: PretrainedConfig, labels: Sequence[str]) -> PretrainedConfig:
         """Name the classes and, where options ask for it, change the input size."""
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
@@ -125,7 +129,7 @@ class ImageClassification(Task):
         if isinstance(config, TimmWrapperConfig):
             config.label_names = list(labels)
             _adapt_timm(config, self._own)
-            return
+            return config
         # models with a distillation head beside the head return no loss
         config.architectures = [
             name.removesuffix("WithTeacher") for name in config.architectures or []
@@ -135,6 +139,7 @@ class ImageClassification(Task):
             for part in parts:
                 if (own := getattr(part, "image_size", None)) is not None:
                     part.image_size = size if isinstance(own, int) else [size, size]
+        return config
 
     def load_processor(self, source: ModelConfig, config: PretrainedConfig) -> Any:
         """Return the model's own image processor, at the size the options ask for."""
@@ -168,17 +173,9 @@ class ImageClassification(Task):
 
         return inputs
 
-    def collate(self, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def collator(self, processor: Any, config: PretrainedConfig) -> Collate:
         """Stack to `pixel_values` of shape (B, C, H, W) and `labels` of shape (B,)."""
-        pixels = [example["pixel_values"] for example in inputs]
-        if torch.accelerator.is_available():
-            batch = torch.stack(pixels)
-        else:  # channels last in memory: convolutions on CPUs gain up to 1.4 times, nothing loses
-            batch = torch.stack([one.permute(1, 2, 0) for one in pixels]).permute(0, 3, 1, 2)
-        return {
-            "pixel_values": batch,
-            "labels": torch.tensor([example["labels"] for example in inputs]),
-        }
+        return _stack
 
     def read_inputs(self, given: Sequence[str]) -> list[tuple[str, Any]]:
         """Open image files, and all images in folders."""
@@ -190,7 +187,7 @@ class ImageClassification(Task):
             files += found
         return [(str(path), open_image({"path": str(path), "bytes": None})) for path in files]
 
-    def metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def metrics(self, predictions: Any, labels: np.ndarray, split: Split) -> dict[str, float]:
         """Score logits of shape (N, classes): accuracy, and F1 averaged over the classes seen."""
         guesses = predictions.argmax(axis=-1)
         return {
@@ -199,43 +196,14 @@ class ImageClassification(Task):
         }
 
     def scores_by_label(
-        self, predictions: np.ndarray, labels: np.ndarray, names: Sequence[str]
+        self, predictions: Any, labels: np.ndarray, split: Split
     ) -> list[dict[str, Any]]:
         """Return precision, recall, F1 and the number of examples of each class."""
-        columns = precision_recall_fscore_support(
-            labels, predictions.argmax(axis=-1), labels=range(len(names)), zero_division=0
-        )
-        return [
-            {
-                "label": name,
-                "precision": float(precision),
-                "recall": float(recall),
-                "f1": float(f1),
-                "examples": int(examples),
-            }
-            for name, precision, recall, f1, examples in zip(names, *columns, strict=True)
-        ]
+        return scores_by_class(labels, predictions.argmax(axis=-1), split.labels)
 
-    def draw(
-        self, folder: Path, predictions: np.ndarray, labels: np.ndarray, names: Sequence[str]
-    ) -> list[Path]:
+    def draw(self, folder: Path, predictions: Any, labels: np.ndarray, split: Split) -> list[Path]:
         """Draw the confusion matrix; beyond 40 classes without names and numbers."""
-        from matplotlib.figure import Figure
-        from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
-
-        matrix = confusion_matrix(labels, predictions.argmax(axis=-1), labels=range(len(names)))
-        side = min(4 + 0.35 * len(names), 20)
-        figure = Figure(figsize=(side, side), layout="constrained")
-        few = len(names) <= 40
-        display = ConfusionMatrixDisplay(matrix, display_labels=names if few else None)
-        axes = figure.subplots()
-        display.plot(ax=axes, include_values=few, cmap="Blues", colorbar=False)
-        axes.tick_params(axis="x", rotation=90 if max(map(len, names)) > 2 else 0)
-        if not few:
-            axes.set(xticks=[], yticks=[])
-        path = folder / "confusion_matrix.png"
-        figure.savefig(path, dpi=120)
-        return [path]
+        return [draw_confusion(folder, labels, predictions.argmax(axis=-1), split.labels)]
 
 
 def _adapt_timm(config: TimmWrapperConfig, options: ImageOptions) -> None:
@@ -269,6 +237,18 @@ def _resize(processor: Any, side: int) -> None:
     for name, pixels in (("size", edge), ("crop_size", side)):
         if sizes := getattr(processor, name, None):
             setattr(processor, name, type(sizes)(**dict.fromkeys(dict(sizes), pixels)))
+
+
+def _stack(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    pixels = [example["pixel_values"] for example in inputs]
+    if torch.accelerator.is_available():
+        batch = torch.stack(pixels)
+    else:  # channels last in memory: convolutions on CPUs gain up to 1.4 times, nothing loses
+        batch = torch.stack([one.permute(1, 2, 0) for one in pixels]).permute(0, 3, 1, 2)
+    return {
+        "pixel_values": batch,
+        "labels": torch.tensor([example["labels"] for example in inputs]),
+    }
 
 
 Prepare = Callable[[Mapping[str, Any]], torch.Tensor]

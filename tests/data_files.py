@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from hfft.data import Column, LoadedData, load_data
+from hfft.data import Column, LoadedData, Needs, load_data
 from hfft.errors import InputError
 
 IMAGES = {
@@ -23,13 +24,27 @@ TEXTS = {
     "label": Column("label", ("label", "labels", "class", "target")),
 }
 
+TAGS = {
+    "words": Column("words", ("tokens", "words")),
+    "tags": Column("tags", ("ner_tags", "tags", "labels")),
+}
+TOPICS = {"text": TEXTS["text"], "labels": Column("labels", ("labels", "topics"))}
+SCORES = {"text": TEXTS["text"], "label": Column("number", ("label", "score"))}
+ANSWERS = {"answers": Column("answers", ("answers",))}
+CHATS = {"messages": Column("messages", ("messages", "conversations"))}
+
 
 def load(
-    path: Path | str, roles: Mapping[str, Column] = TEXTS, seed: int = 0, **settings: Any
+    path: Path | str,
+    roles: Mapping[str, Column] | Needs = TEXTS,
+    seed: int = 0,
+    **settings: Any,
 ) -> LoadedData:
+    needs = roles if isinstance(roles, Needs) else Needs(roles)
     config: Any = SimpleNamespace(
         **{
             "path": str(path),
+            "subset": None,
             "train": "train",
             "validation": None,
             "test": None,
@@ -38,7 +53,7 @@ def load(
             **settings,
         }
     )
-    return load_data(config, roles, seed=seed)
+    return load_data(config, needs, seed=seed)
 
 
 def complaint(*arguments: Any, **settings: Any) -> str:
@@ -64,6 +79,16 @@ def table(path: Path, rows: list[tuple[Any, Any]], header: str = "text,label") -
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join([header, *(f"{a},{b}" for a, b in rows)]) + "\n", encoding="utf-8")
     return path
+
+
+def lines(path: Path, examples: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(e) + "\n" for e in examples), encoding="utf-8")
+    return path
+
+
+def topics(path: Path, *labels: list[str] | None) -> Path:
+    return lines(path, [{"text": f"t{n}", "labels": names} for n, names in enumerate(labels)])
 
 
 def rows(count: int, *classes: str) -> list[tuple[str, str]]:

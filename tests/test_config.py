@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from hfft import registry
-from hfft.config import Config, Section, Stage
+from hfft.config import Config, Stage
 from hfft.config_file import dump_config, json_schema, load_config
 from hfft.errors import InputError
+from hfft.sections import Section
 from hfft.training_fields import SET_ELSEWHERE
 from hfft.yaml_file import read_yaml
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from hfft import registry
@@ -16,6 +19,8 @@ from hfft.cli import main
 from hfft.config_file import load_config
 from hfft.plan import make_plan
 from hfft.task import Task
+
+from .text_runs import bert_folder, gpt_folder, t5_folder
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
@@ -25,24 +30,68 @@ CONFIGS = sorted(
 
 @pytest.mark.parametrize("name", registry.entries())
 def test_every_task_provides_what_the_engine_needs(name: str) -> None:
-    task = registry.get(name)
-    assert issubclass(task, Task)
-    assert task.name == name
-    assert issubclass(task.Options, BaseModel)
+    kind = registry.get(name)
+    assert issubclass(kind, Task)
+    assert kind.name == name
+    assert issubclass(kind.Options, BaseModel)
+    task = kind(kind.Options())
     assert task.columns
     assert task.metric in task.metric_names
+    assert set(task.lower_is_better) <= {"loss", *task.metric_names}
     assert task.auto_model
-    assert task.model_suffix.startswith("For")
-    assert all(field.description for field in task.Options.model_fields.values())
+    assert task.model_suffix
+    assert all(field.description for field in kind.Options.model_fields.values())
     assert registry.entries()[name].summary
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "cnn_dailymail_t5": {"article": "a very fine film", "highlights": "fine film"},
+    "conll2003_ner": {"tokens": ["the", "actor", "was"], "ner_tags": ["O", "B-PER", "O"]},
+    "domain_fill_mask": {"text": "the plot was dull"},
+    "mrpc_pairs": {"text1": "a film", "text2": "the film", "label": "same"},
+    "sft_chat": {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "film"}]
+    },
+    "squad": {
+        "question": "the plot was",
+        "context": "the plot was dull and the actor cold",
+        "answers": {"text": ["dull"], "answer_start": [13]},
+    },
+    "sst2": {"sentence": "a warm film", "label": "good"},
+    "stsb_regression": {"sentence1": "a film", "sentence2": "the film", "score": 4.5},
+    "wikitext_gpt2": {"text": "the actor was very cold and the plot grim"},
+}
+ROWS["squad_v2"] = ROWS["squad"]
+MODELS = {"sft_chat": gpt_folder, "wikitext_gpt2": gpt_folder, "cnn_dailymail_t5": t5_folder}
+CHAT = "{% for m in messages %}{{ m.role }} {{ m.content }} [SEP]{% endfor %}"
+
+
+def in_place_of_the_hub(config: Path, folder: Path) -> list[str]:
+    """Write twenty examples and a tiny model; return the overrides that name them."""
+    model = MODELS.get(config.stem, bert_folder)(folder / "model")
+    row = ROWS[config.stem]
+    other = row | ({"label": "other"} if "label" in row else {})
+    lines = "".join(json.dumps(one) + "\n" for one in [row, other] * 10)
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    local = [f"model={model}", f"data.path={folder}", "data.subset=null", "task.max_length=24"]
+    task = yaml.safe_load(config.read_text(encoding="utf-8"))["task"]
+    if isinstance(task, str):
+        local[-1:] = [f"task={{name: {task}, max_length: 24}}"]
+    local += ["task.stride=4"] if config.stem.startswith("squad") else []
+    return local + ([f"task.chat_template={CHAT!r}"] if config.stem == "sft_chat" else [])
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_plans(
     config: Path, timm_folder: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    local = [f"model={timm_folder}", f"data.path={image_folder}", f"output_dir={tmp_path / 'run'}"]
-    plan = make_plan(load_config(config, local))
+    """With a small model and data in place of the Hub's."""
+    if config.parent.name == "text":
+        local = in_place_of_the_hub(config, tmp_path)
+    else:
+        local = [f"model={timm_folder}", f"data.path={image_folder}"]
+    plan = make_plan(load_config(config, [*local, f"output_dir={tmp_path / 'run'}"]))
     assert plan.main.stages
     assert not (tmp_path / "run").exists()
 
@@ -57,10 +106,13 @@ def test_worked_example_is_the_classic_linear_probe(
     local = [f"model={timm_folder}", f"data.path={image_folder}"]
     plan = make_plan(load_config(path, local))
     [stage] = plan.main.stages
-    assert stage.frozen == frozenset(plan.sizes) - {"timm_model.fc.weight", "timm_model.fc.bias"}
+    assert stage.frozen == frozenset(plan.subject.sizes) - {
+        "timm_model.fc.weight",
+        "timm_model.fc.bias",
+    }
     assert (stage.epochs, stage.learning_rate) == (10, 1e-3)
     assert plan.config.training["per_device_train_batch_size"] == 32
-    resize, crop, _, normalise = plan.processor.val_transforms.transforms
+    resize, crop, _, normalise = plan.subject.processor.val_transforms.transforms
     assert (resize.size, tuple(crop.size)) == (224, (224, 224))
     assert isinstance(crop, T.CenterCrop)
     assert tuple(normalise.mean.tolist()) == pytest.approx(IMAGENET_DEFAULT_MEAN)

@@ -11,10 +11,22 @@ from pathlib import Path
 import datasets
 import pytest
 
-from hfft.data import load_split
+from hfft.data import Column, Needs, load_split
 from hfft.errors import InputError
 
-from .data_files import IMAGES, TEXTS, complaint, in_memory, load, pictures, rows, table
+from .data_files import (
+    IMAGES,
+    TEXTS,
+    TOPICS,
+    complaint,
+    in_memory,
+    lines,
+    load,
+    pictures,
+    rows,
+    table,
+    topics,
+)
 
 # Splits
 
@@ -167,6 +179,19 @@ def test_task_without_labels_needs_none(tmp_path: Path) -> None:
     assert len(data.splits["validation"]) == 2
 
 
+def test_splits_must_have_the_same_roles(tmp_path: Path) -> None:
+    table(tmp_path / "train.csv", [("a", "b,x"), ("c", "d,y")], "text,pair,label")
+    table(tmp_path / "val.csv", [("a", "x"), ("c", "y")])
+    columns = {**TEXTS, "pair": Column("text", ("pair",), optional=True)}
+    assert "has columns for text, label, but data.train for text, label, pair" in complaint(
+        tmp_path, columns, validation="val"
+    )
+    assert load(tmp_path / "val.csv", columns, validation="train").splits["train"].column_names == [
+        "text",
+        "label",
+    ]
+
+
 def test_fingerprint_changes_with_a_file_and_with_the_choice(tmp_path: Path) -> None:
     pictures(tmp_path, cat=4, dog=4)
     first = load(tmp_path, IMAGES, validation="train").fingerprint
@@ -176,12 +201,21 @@ def test_fingerprint_changes_with_a_file_and_with_the_choice(tmp_path: Path) -> 
     assert first != load(tmp_path, IMAGES, validation="train").fingerprint
 
 
+def test_fingerprint_changes_with_the_labels_and_with_how_lists_part_them(tmp_path: Path) -> None:
+    prints = set()
+    for number, labels in enumerate([(["a", "b"], []), (["a"], ["b"]), (["a"], ["c"])]):
+        path = topics(tmp_path / str(number) / "d.jsonl", *labels)
+        os.utime(path, ns=(1, 1))
+        prints.add(load(path, TOPICS, validation="train").fingerprint)
+    assert len(prints) == 3
+
+
 # One split, for a trained model
 
 
 def test_split_is_encoded_by_the_models_classes(tmp_path: Path) -> None:
     path = table(tmp_path / "d.csv", rows(4, "a", "b"))
-    split = load_split(str(path), None, TEXTS, labels=["b", "c", "a"])
+    split = load_split(str(path), None, Needs(TEXTS), labels=["b", "c", "a"])
     assert split["label"][:] == [2, 0, 2, 0]
     assert split.features["label"].names == ["b", "c", "a"]
 
@@ -190,26 +224,42 @@ def test_split_defaults_to_test(tmp_path: Path) -> None:
     datasets.DatasetDict(
         {"train": in_memory("a", "b"), "test": in_memory("a", "b", count=4)}
     ).save_to_disk(tmp_path / "saved")
-    assert len(load_split(str(tmp_path / "saved"), None, TEXTS, labels=["a", "b"])) == 4
+    assert len(load_split(str(tmp_path / "saved"), None, Needs(TEXTS), labels=["a", "b"])) == 4
 
 
 def test_undecidable_split_is_asked_for(tmp_path: Path) -> None:
     for name in ("train", "extra"):
         table(tmp_path / f"{name}.csv", rows(4, "a", "b"))
     with pytest.raises(InputError, match=r"--split: .* name one of them"):
-        load_split(str(tmp_path), None, TEXTS, labels=["a", "b"])
+        load_split(str(tmp_path), None, Needs(TEXTS), labels=["a", "b"])
 
 
 def test_labels_that_the_model_lacks_are_named(tmp_path: Path) -> None:
     path = table(tmp_path / "d.csv", rows(4, "a", "x"))
     with pytest.raises(InputError, match=r'the model doesn\'t have: "x" \(2 examples\)'):
-        load_split(str(path), "train", TEXTS, labels=["a", "b"])
+        load_split(str(path), "train", Needs(TEXTS), labels=["a", "b"])
 
 
 def test_labels_with_no_name_in_common_say_so(tmp_path: Path) -> None:
     path = table(tmp_path / "d.csv", rows(4, "0", "1"))
     with pytest.raises(InputError, match=r'no label in .* \("0", "1"\) is one of the model\'s'):
-        load_split(str(path), None, TEXTS, labels=["cat", "dog"])
+        load_split(str(path), None, Needs(TEXTS), labels=["cat", "dog"])
+
+
+def test_lists_of_labels_are_encoded_by_the_models_classes(tmp_path: Path) -> None:
+    path = topics(tmp_path / "d.jsonl", ["a", "b"], [], ["b"])
+    split = load_split(str(path), None, Needs(TOPICS), labels=["b", "c", "a"])
+    assert split["labels"][:] == [[2, 0], [], [0]]
+    assert split.features["labels"].feature.names == ["b", "c", "a"]
+    with pytest.raises(InputError, match=r'the model doesn\'t have: "b" \(2 times\)'):
+        load_split(str(path), None, Needs(TOPICS), labels=["a"])
+    nothing = lines(tmp_path / "e.jsonl", [{"text": "x", "labels": []}])
+    assert load_split(str(nothing), None, Needs(TOPICS), labels=["a"])["labels"][:] == [[]]
+
+
+def test_split_without_a_models_classes_keeps_its_labels(tmp_path: Path) -> None:
+    path = topics(tmp_path / "d.jsonl", ["a", "b"], [])
+    assert load_split(str(path), None, Needs(TOPICS), labels=None)["labels"][:] == [["a", "b"], []]
 
 
 def test_importing_data_imports_neither_torch_nor_transformers() -> None:

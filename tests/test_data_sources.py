@@ -9,7 +9,17 @@ from pathlib import Path
 import datasets
 import pytest
 
-from .data_files import IMAGES, complaint, in_memory, load, pictures, rows, save, table
+from .data_files import (
+    IMAGES,
+    TEXTS,
+    complaint,
+    in_memory,
+    load,
+    pictures,
+    rows,
+    save,
+    table,
+)
 
 # Folders of images
 
@@ -273,72 +283,51 @@ def test_numbers_as_text_become_text(tmp_path: Path) -> None:
     assert data.labels == ["0", "1"]
 
 
-# Saved datasets and the Hub
+# Plain text
 
 
-def test_saved_dataset_with_images_in_its_rows_is_read(tmp_path: Path) -> None:
-    paths = [str(save(tmp_path / f"{n}.png")) for n in range(6)]
-    features = datasets.Features(
-        {"img": datasets.Image(), "label": datasets.ClassLabel(names=["z", "a"])}
-    )
-    columns = {"img": paths, "label": [0, 1] * 3}
-    datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "saved")
-    for path in paths:
-        Path(path).unlink()
-    data = load(tmp_path / "saved", IMAGES)
-    assert data.labels == ["z", "a"]
-    assert data.splits["train"][0]["image"]["bytes"]
+def test_lines_of_text_are_examples_and_blank_ones_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.txt"
+    path.write_bytes("\ufeffone\r\n\n  \ntwo, 2\n\nthree".encode())
+    data = load(path, {"text": TEXTS["text"]}, validation="train[:1]")
+    assert data.splits["train"]["text"][:] == ["one", "two, 2", "three"]
+    assert data.splits["validation"]["text"][:] == ["one"]
 
 
-def test_saved_dict_is_read_by_split(tmp_path: Path) -> None:
-    splits = {"train": in_memory("a", "b"), "test": in_memory("b", "a", count=4)}
-    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
-    data = load(tmp_path / "saved", test="test")
-    assert data.splits["test"]["label"][:] == [1, 0, 1, 0]
+def test_folder_of_texts_is_read_by_the_names_of_splits(tmp_path: Path) -> None:
+    for name in ("train", "validation", "README"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} 1\n{name} 2\n")
+    data = load(tmp_path, {"text": TEXTS["text"]}, validation="validation")
+    assert data.splits["train"]["text"][:] == ["train 1", "train 2"]
+    assert data.splits["validation"]["text"][:] == ["validation 1", "validation 2"]
 
 
-def test_declared_class_without_an_example_is_an_error(tmp_path: Path) -> None:
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "b", "c"])}
-    )
-    columns = {"text": ["x"] * 4, "label": [0, 1, 0, 1]}
-    datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "saved")
-    assert 'no example of "c"' in complaint(tmp_path / "saved")
+def test_texts_without_the_name_of_a_split_are_one_split(tmp_path: Path) -> None:
+    for name in ("a", "b", "LICENSE"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n")
+    data = load(tmp_path, {"text": TEXTS["text"]}, validation="train")
+    assert data.splits["train"]["text"][:] == ["a", "b"]
 
 
-def test_damaged_saved_dataset_is_named(tmp_path: Path) -> None:
-    (tmp_path / "state.json").write_text("{")
-    assert "data.path: can't load" in complaint(tmp_path)
+def test_texts_beside_tables_and_images_are_not_the_data(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", cat=3, dog=3)
+    pictures(tmp_path / "split" / "train", cat=3, dog=3)
+    table(tmp_path / "tables" / "reviews.csv", rows(6, "a", "b"))
+    for folder in ("images", "split", "tables"):
+        (tmp_path / folder / "labels.txt").write_text("cat\ndog\n")
+        (tmp_path / folder / "train.txt").write_text("cat/0.png\n")
+    assert load(tmp_path / "images", IMAGES).labels == ["cat", "dog"]
+    assert load(tmp_path / "split", IMAGES).labels == ["cat", "dog"]
+    assert load(tmp_path / "tables").labels == ["a", "b"]
 
 
-def test_hub_dataset_is_asked_for_where_nothing_is_local(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def hub(path: str) -> datasets.DatasetDict:
-        asked.append(path)
-        return datasets.DatasetDict({"train": in_memory("a", "b")})
-
-    monkeypatch.setattr(datasets, "load_dataset", hub)
-    assert load("someone/some_data").labels == ["a", "b"]
-    assert asked == ["someone/some_data"]
+def test_text_in_another_encoding_is_an_error_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "d.txt").write_bytes("café\n".encode("latin-1"))
+    assert "it is not written in UTF-8" in complaint(tmp_path / "d.txt")
+    (tmp_path / "d.csv").write_bytes("text,label\ncafé,a\n".encode("latin-1"))
+    assert "save it as UTF-8" in complaint(tmp_path / "d.csv")
 
 
-def test_unreachable_hub_is_said_with_what_was_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hub(path: str) -> datasets.DatasetDict:
-        raise ConnectionError(f"Couldn't reach '{path}' on the Hub")
-
-    monkeypatch.setattr(datasets, "load_dataset", hub)
-    said = complaint("someone/some_data")
-    assert 'there is no file or folder "someone/some_data"' in said
-    assert "nor could it be had from the Hub: Couldn't reach" in said
-
-
-def test_missing_path_names_the_nearest_and_leaves_the_hub_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(datasets, "load_dataset")
-    pictures(tmp_path / "data" / "cats_vs_dogs", cat=2, dog=2)
-    monkeypatch.chdir(tmp_path)
-    for path in (tmp_path / "data" / "cats_v_dogs", "data/cats_v_dogs"):
-        assert '(did you mean "cats_vs_dogs"?)' in complaint(path, IMAGES)
-    assert 'no file or folder "nothing.csv"' in complaint("nothing.csv")
+def test_file_of_blank_lines_holds_no_example(tmp_path: Path) -> None:
+    (tmp_path / "d.txt").write_text("\n \n")
+    assert "holds no example" in complaint(tmp_path / "d.txt")

@@ -17,10 +17,13 @@ from hfft.labels import (
     class_problems,
     encode,
     hold_out,
+    is_multi_hot,
+    list_problems,
     listing,
     lone_problems,
     lookalikes,
     natural_sort,
+    read_label_lists,
     read_labels,
     recode,
     unknown_problems,
@@ -30,6 +33,12 @@ from hfft.labels import (
 def read(values: list[Any], feature: Any = None) -> LabelColumn:
     features = datasets.Features({"label": feature}) if feature else None
     return read_labels(datasets.Dataset.from_dict({"label": values}, features=features), "label")
+
+
+def read_lists(values: list[Any], feature: Any = None, first: str | None = None) -> LabelColumn:
+    features = datasets.Features({"tags": feature}) if feature else None
+    rows = datasets.Dataset.from_dict({"tags": values}, features=features)
+    return read_label_lists(rows, "tags", first)
 
 
 @pytest.mark.parametrize(
@@ -78,12 +87,16 @@ def test_selected_and_sliced_rows_are_read_in_their_order() -> None:
 
 
 def test_fractions_are_not_classes() -> None:
-    with pytest.raises(InputError, match=r"fractions such as 0\.5, which are quantities"):
+    with pytest.raises(
+        InputError, match=r"such as 0\.5, which are quantities, .*problem_type: regression"
+    ):
         read([0.5, 1.0])
 
 
 def test_lists_are_not_classes() -> None:
-    with pytest.raises(InputError, match="not names of classes"):
+    with pytest.raises(
+        InputError, match=r"lists of string, .*problem_type: multi_label_classification"
+    ):
         read([["a"], ["b"]])
 
 
@@ -172,3 +185,115 @@ def test_rows_without_classes_are_held_out_too() -> None:
 def test_a_single_example_cannot_be_parted() -> None:
     with pytest.raises(ValueError, match="parted"):
         hold_out(np.array([0, 0, 1]), 3, 0.1, seed=0)
+
+
+# Lists of labels
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "ids", "lengths"),
+    [
+        ([["b", "a"], [], ["a"], None], ["a", "b"], [1, 0, 0], [2, 0, 1, -1]),
+        ([[10, 2], [1]], ["1", "2", "10"], [2, 1, 0], [2, 1]),
+        ([["a", None, " "]], ["a"], [0, -1, -1], [3]),
+        ([[], []], [], [], [0, 0]),
+    ],
+)
+def test_lists_are_read_one_after_another(
+    values: list[Any], names: list[str], ids: list[int], lengths: list[int]
+) -> None:
+    found = read_lists(values)
+    assert found.lengths is not None
+    assert (found.names, found.ids.tolist()) == (names, ids)
+    assert (found.lengths.tolist(), found.declared) == (lengths, False)
+
+
+def test_declared_classes_of_lists_keep_their_order() -> None:
+    for kind in (datasets.List, datasets.LargeList):
+        feature = kind(datasets.ClassLabel(names=["z", "O", "a"]))
+        found = read_lists([[2, 0], [1]], feature, first="O")
+        assert (found.names, found.ids.tolist()) == (["z", "O", "a"], [2, 0, 1])
+        assert found.declared
+
+
+def test_one_class_can_be_put_first() -> None:
+    found = read_lists([["B-10", "O", "B-2", "A"]], first="O")
+    assert (found.names, found.ids.tolist()) == (["O", "A", "B-2", "B-10"], [3, 0, 2, 1])
+    assert read_lists([["B", "A"]], first="O").names == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (["a"], "holds string, not a list of names of classes an example"),
+        ([[["a"]]], "holds lists of string, not names of classes"),
+    ],
+)
+def test_what_is_no_list_of_labels_is_refused(values: list[Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        read_lists(values)
+
+
+def test_examples_with_a_label_missing_in_their_list_are_known() -> None:
+    assert read_lists([["a"], None, [], ["a", None, None]]).missing.tolist() == [1, 3]
+    assert read(["a", None, " "]).missing.tolist() == [1, 2]
+
+
+def test_labels_of_chosen_examples_are_found_in_the_lists() -> None:
+    found = read_lists([["a", "b"], None, [], ["c"], ["d", "e"]])
+    assert found.places(np.array([0, 2, 4])).tolist() == [0, 1, 3, 4]
+
+
+def test_encoded_lists_keep_their_lengths_and_the_order_of_columns() -> None:
+    tags = [["b", "a"], [], None, ["x"]]
+    rows = datasets.Dataset.from_dict({"tags": tags, "n": [0, 1, 2, 3]})
+    found = read_label_lists(rows, "tags")
+    encoded = encode(rows, "tags", recode(found, ["b", "a"]), ["b", "a"], found.lengths)
+    assert encoded[:] == {"tags": [[0, 1], [], [], [MISSING]], "n": [0, 1, 2, 3]}
+    assert encoded.features["tags"] == datasets.List(datasets.ClassLabel(names=["b", "a"]))
+    only = encode(rows.select_columns(["tags"]), "tags", found.ids, found.names, found.lengths)
+    assert only["tags"][:] == [[1, 0], [], [], [2]]
+
+
+def test_lists_may_declare_classes_without_an_example() -> None:
+    feature = datasets.List(datasets.ClassLabel(names=["a", "b", "rare"]))
+    columns = {"train": read_lists([[0], [1]], feature)}
+    names, _, problems = agree(columns, {"train": np.arange(2)}, {"train": "data.train"})
+    assert (names, problems) == (["a", "b", "rare"], [])
+
+
+def test_lists_of_nothing_but_one_class_are_a_problem() -> None:
+    (message,) = list_problems(np.array([1, 1]), ["a", "O"], 0, "data.train")
+    assert message.startswith('data.train: every label is "O"; there is nothing to tell apart')
+    assert list_problems(np.array([1, 1]), ["a", "O"], 1, "data.train") == []
+    assert list_problems(np.array([]), ["a"], 2, "data.train") == [
+        "data.train: no labelled example is left"
+    ]
+
+
+def test_classes_of_lists_come_from_the_training_rows_that_count() -> None:
+    columns = {
+        "train": read_lists([["a", "b"], ["c"]]),
+        "test": read_lists([["b"], ["c", "c"]]),
+    }
+    rows = {"train": np.array([0]), "test": np.array([0, 1])}
+    names, ids, problems = agree(columns, rows, {"train": "data.train", "test": "data.test"})
+    assert (names, ids["test"].tolist()) == (["a", "b"], [1, UNKNOWN, UNKNOWN])
+    assert problems == ['data.test: labels that data.train doesn\'t have: "c" (2 times)']
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([[0, 1, 1], [1, 0, 0]], True),
+        ([[0.0, 0.0], [1.0, 0.0]], True),
+        ([[True, True], [False, False]], True),
+        ([["0", "1"], ["1"]], False),
+        ([["a", "a"], ["b", "b"]], False),
+        ([[0, None], [1]], False),
+    ],
+)
+def test_zeros_and_ones_of_every_class_are_told_from_names(
+    values: list[Any], expected: bool
+) -> None:
+    assert is_multi_hot(read_lists(values)) == expected

@@ -196,7 +196,7 @@ def test_theta_s_is_read_from_the_sources_file_and_not_copied(
     )
     hfft.train(config)
     plan = make_plan(load_config(config))
-    again = load_weights(plan.task.auto_model, plan.config.model, plan.model_config).model
+    again = load_weights(plan.task.auto_model, plan.config.model, plan.subject.model_config).model
     values = dict(again.named_parameters())
     assert seen[0]
     assert all(torch.equal(seen[0][name], values[name]) for name in seen[0])

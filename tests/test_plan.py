@@ -6,10 +6,14 @@ from typing import Any
 import pytest
 
 from hfft.config_file import load_config
+from hfft.encoding import Examples
 from hfft.errors import InputError
 from hfft.plan import Plan, make_plan, steps_per_epoch
+from hfft.task import Split
 
 from .runs import write_config
+
+HUNDRED = Examples(range(100), Split([], []))
 
 
 def plan(tmp_path: Path, model: Path, images: Path, **sections: Any) -> Plan:
@@ -70,13 +74,13 @@ def test_max_steps_caps_every_stage_and_a_baseline_is_as_long_as_all_of_them(
     ],
 )
 def test_steps_of_an_epoch(training: dict[str, Any], processes: int, steps: int) -> None:
-    assert steps_per_epoch(100, training, processes) == steps
+    assert steps_per_epoch(HUNDRED, training, processes) == steps
 
 
 def test_no_whole_batch_is_an_error() -> None:
     training = {"per_device_train_batch_size": 64, "dataloader_drop_last": True}
     with pytest.raises(InputError, match="100 examples, fewer than one batch of 128"):
-        steps_per_epoch(100, training, 2)
+        steps_per_epoch(HUNDRED, training, 2)
 
 
 def test_problems_of_data_and_model_are_told_together(tmp_path: Path) -> None:

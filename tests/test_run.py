@@ -260,7 +260,7 @@ def test_input_found_wrong_late_leaves_nothing_behind(
         raise InputError("model: its weights have other sizes")
 
     config = write_config(tmp_path / "c.yaml", vit_folder, image_folder)
-    monkeypatch.setattr("hfft.trial.load_weights", misfit)
+    monkeypatch.setattr("hfft.stage_models.load_weights", misfit)
     with pytest.raises(InputError, match="other sizes"):
         hfft.train(config)
     assert not (tmp_path / "run").exists()

@@ -204,7 +204,7 @@ def test_plan_counts_the_adapter_and_prints_the_stage(
     [made] = plan.main.stages
     adapter = 3 * (2 * 16 + 16 * 2)
     assert made.trainable_parameters == adapter + 16 * 3 + 3
-    assert made.total_parameters == sum(plan.sizes.values()) + adapter
+    assert made.total_parameters == sum(plan.subject.sizes.values()) + adapter
     text = plan_report(plan)
     pasted = yaml.safe_load(text.partition("The stages as YAML:")[2])
     assert pasted["stages"] == [

@@ -7,12 +7,23 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
-from hfft.config import ModelConfig
 from hfft.errors import InputError
-from hfft.source import check_shapes, initialise, load_weights, read_model_config, skeleton
+from hfft.sections import ModelConfig
+from hfft.source import (
+    carry_body,
+    check_shapes,
+    initialise,
+    load_weights,
+    read_model_config,
+    skeleton,
+)
+from hfft.text.pooled import PooledConfig
+
+from .text_runs import bert_folder, gpt_folder
 
 AUTO = AutoModelForImageClassification
 
@@ -229,3 +240,47 @@ def test_weights_of_another_model_are_no_source(
     source = ModelConfig(name=str(folder))
     with pytest.raises(InputError, match="is no source for a ViTForImageClassification: it lacks"):
         load_weights(AUTO, source, read_model_config(source))
+
+
+@pytest.mark.parametrize("kind", ["eager", "sdpa"])
+def test_attention_is_computed_as_asked_for_under_any_head(kind: str, tmp_path: Path) -> None:
+    source = ModelConfig(name=str(bert_folder(tmp_path)), attn_implementation=kind)
+    config = read_model_config(source)
+    auto = transformers.AutoModelForSequenceClassification
+    model = load_weights(auto, source, config).model
+    assert model.config._attn_implementation == kind
+    pooled = load_weights(auto, source, PooledConfig.around(config, "mean")).model
+    assert pooled.base_model.config._attn_implementation == kind
+
+
+def test_attention_that_is_not_installed_is_an_error(tmp_path: Path) -> None:
+    source = ModelConfig(name=str(bert_folder(tmp_path)), attn_implementation="nonsense")
+    with pytest.raises(InputError, match="nonsense"):
+        skeleton(transformers.AutoModelForSequenceClassification, read_model_config(source))
+
+
+def test_body_is_carried_under_another_head(tmp_path: Path) -> None:
+    source = ModelConfig(name=str(bert_folder(tmp_path)))
+    config = read_model_config(source)
+    old = load_weights(transformers.AutoModelForMaskedLM, source, config).model
+    with torch.no_grad():
+        for parameter in old.parameters():
+            parameter.add_(1.0)
+    new = load_weights(transformers.AutoModelForTokenClassification, source, config).model
+    head = new.classifier.weight.clone()
+    carried = carry_body(old, new)
+    assert {n for n, _ in new.named_parameters()} - carried == {
+        "classifier.weight",
+        "classifier.bias",
+    }
+    for name, tensor in old.bert.named_parameters():
+        assert torch.equal(new.bert.get_parameter(name), tensor)
+    assert torch.equal(new.classifier.weight, head)
+
+
+def test_models_without_a_body_in_common_cannot_follow_one_another(tmp_path: Path) -> None:
+    bert, gpt = bert_folder(tmp_path / "bert"), gpt_folder(tmp_path / "gpt")
+    one = transformers.AutoModelForMaskedLM.from_pretrained(bert)
+    other = transformers.AutoModelForCausalLM.from_pretrained(gpt)
+    with pytest.raises(InputError, match="BertForMaskedLM and GPT2LMHeadModel have no body"):
+        carry_body(one, other)

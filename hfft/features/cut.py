@@ -107,6 +107,11 @@ class Cut:
         return self.slots[-1].call.module
 
 
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the model itself is called with: the task has the labels."""
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
 def trimmed(batch: Mapping[str, Any], length: int = 16) -> dict[str, Any]:
     """Return a batch whose texts are at most so many tokens long: a cut does not depend on it.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hfft.examples import ExampleDataset
-from hfft.features.cut import MASK, Autocast, NoCutError
+from hfft.features.cut import MASK, Autocast, NoCutError, model_inputs
 from hfft.features.replay import capture
 from hfft.features.store import Entry
 from hfft.features.stored import Collate, Layout
@@ -118,7 +118,7 @@ def _write(
     written: list[list[dict[str, Tensor]]] = [[{}] * len(examples) for _ in targets]
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = collate([examples[n] for n in chosen])
+        batch = model_inputs(collate([examples[n] for n in chosen]))
         batch = on_device(batch, device)
         _check(targets, batch)
         with autocast():

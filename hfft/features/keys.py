@@ -16,6 +16,13 @@ from xxhash import xxh3_128_hexdigest
 
 _VERSION = 1
 _LIBRARIES = ("hfft", "torch", "torchvision", "transformers", "timm", "pillow")
+_OF_TOKENIZERS = (
+    "chat_template",
+    "model_max_length",
+    "padding_side",
+    "special_tokens_map",
+    "truncation_side",
+)
 # A model's config says these of its head and of where it came from, not of what lies below.
 _NOT_BELOW = {
     "id2label",
@@ -69,6 +76,9 @@ def processor_identity(processor: Any) -> list[Any]:
             found.append(part.to_dict())
         if hasattr(part, "backend_tokenizer"):
             found.append(part.backend_tokenizer.to_str())
+        elif hasattr(part, "get_vocab"):
+            found.append(sorted(part.get_vocab().items()))
+        found.append([repr(getattr(part, name, None)) for name in _OF_TOKENIZERS])
     return found
 
 

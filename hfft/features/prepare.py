@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from hfft.examples import ExampleDataset, unlike
 from hfft.features.analysis import find_cut
-from hfft.features.cut import Autocast, Cut, NoCutError, frozen_for_now, trimmed
+from hfft.features.cut import Autocast, Cut, NoCutError, frozen_for_now, model_inputs, trimmed
 from hfft.features.fill import Target, fill, on_device, rows_per_chunk
 from hfft.features.keys import digest, inputs_digest, model_identity, weights_digest
 from hfft.features.replay import replayed
@@ -329,7 +329,7 @@ class _Preparation:
         )
 
     def _batch(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return on_device(self.setting.collate(examples), self.model.device)
+        return on_device(model_inputs(self.setting.collate(examples)), self.model.device)
 
 
 def _is_random(examples: ExampleDataset) -> bool:

@@ -23,7 +23,6 @@ from transformers import (
 
 from hfft.adapters import AdaptedWeight, adapted_weights
 from hfft.complaints import explain
-from hfft.config import PenaltyConfig
 from hfft.errors import InputError
 from hfft.hooks.wrappers import accelerator_state, bare_name, bare_optimizer
 from hfft.layers import find_layer_groups
@@ -39,6 +38,7 @@ from hfft.penalties.coverage import (
 from hfft.penalties.low_rank import Product
 from hfft.penalties.penalty import Attachment, Batches, Part, Setting, make_penalty
 from hfft.penalties.schedule import factor_at
+from hfft.sections import PenaltyConfig
 
 # Penalties at work on a model, and the optimizer they came with.
 _ATTACHED: weakref.WeakKeyDictionary[

@@ -13,13 +13,13 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from hfft.complaints import nearest
-from hfft.config import Section
 from hfft.errors import InputError
 from hfft.layers import LayerGroup, find_layer_groups
 from hfft.penalties.activations import attention, behaviour
 from hfft.penalties.attention import first_tensor, has_channels_last, loss_increase, with_first
 from hfft.penalties.injection import Injection, refuse_replicas
 from hfft.penalties.penalty import Batches, Penalty, Setting, register
+from hfft.sections import Section
 
 
 @register("delta")

@@ -10,7 +10,6 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
-from hfft.config import Section
 from hfft.errors import InputError
 from hfft.penalties.low_rank import LowRank
 from hfft.penalties.penalty import Penalty, Setting, register
@@ -18,6 +17,7 @@ from hfft.penalties.pull import Bound, Pull
 from hfft.penalties.shards import is_sharded
 from hfft.penalties.spaces import Dense
 from hfft.penalties.weights import ALL, Moments, Value, cosine_of, euclidean_of, l2_sp_of
+from hfft.sections import Section
 
 
 class WeightPenalty(Penalty):

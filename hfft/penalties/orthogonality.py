@@ -18,7 +18,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from hfft.config import Section
 from hfft.errors import InputError
 from hfft.penalties.kinds import WeightPenalty
 from hfft.penalties.low_rank import LowRank, Product
@@ -26,6 +25,7 @@ from hfft.penalties.penalty import register
 from hfft.penalties.pull import Bound
 from hfft.penalties.shards import local, summed
 from hfft.penalties.spaces import Dense
+from hfft.sections import Section
 
 
 class _Matrices(Bound):

@@ -18,9 +18,9 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from hfft.complaints import explain, nearest
-from hfft.config import PenaltyConfig, Section
 from hfft.errors import InputError
 from hfft.penalties.low_rank import Product
+from hfft.sections import PenaltyConfig, Section
 
 Mode = Literal["coupled", "decoupled"]
 Batches = Iterable[Mapping[str, Any]]

@@ -8,12 +8,12 @@ from typing import Any
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from hfft.config import Section
 from hfft.errors import InputError
 from hfft.layers import find_layer_groups
 from hfft.penalties.activations import batch_spectral_shrinkage, pooled, precise, spread
 from hfft.penalties.injection import Injection, refuse_replicas
 from hfft.penalties.penalty import Batches, Penalty, Setting, register
+from hfft.sections import Section
 
 
 @register("bss")

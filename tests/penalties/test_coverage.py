@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from hfft.config import PenaltyConfig
 from hfft.errors import InputError
 from hfft.layers import find_layer_groups
 from hfft.penalties import Penalty, WeightPenalty, register
 from hfft.penalties import penalty as registry
 from hfft.penalties.coverage import Coverage, find_coverage, new_parameters
 from hfft.penalties.penalty import get, kinds, make_penalty
+from hfft.sections import PenaltyConfig
 
 from ..families import bert
 

@@ -20,10 +20,10 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hfft.config import ModelConfig
 from hfft.examples import seeded
+from hfft.sections import ModelConfig
 from hfft.source import load_weights, read_model_config, skeleton
-from hfft.task import InputError
+from hfft.task import InputError, Split
 from hfft.tasks.image_classification import ImageClassification, ImageOptions
 from tests.test_images import photo
 
@@ -35,7 +35,7 @@ def prepared(folder: Path, **options: Any) -> tuple[ImageClassification, Any, An
     task = ImageClassification(ImageOptions.model_validate(options))
     source = ModelConfig(name=str(folder))
     config = read_model_config(source)
-    task.configure(config, LABELS)
+    config = task.configure(config, LABELS)
     return task, config, task.load_processor(source, config)
 
 
@@ -123,12 +123,13 @@ def test_decode_fast_and_exact_draw_the_same_and_show_the_same(
 
 
 def test_batch_is_the_examples_whatever_their_order_in_memory(timm_folder: Path) -> None:
-    task, _, _ = prepared(timm_folder)
+    task, config, processor = prepared(timm_folder)
+    collate = task.collator(processor, config)
     random = torch.Generator().manual_seed(0)
     pixels = torch.rand(2, 3, 4, 5, generator=random)
     for examples in (pixels, pixels.contiguous(memory_format=torch.channels_last)):
         rows = [{"pixel_values": one, "labels": 0} for one in examples]
-        assert torch.equal(task.collate(rows)["pixel_values"], pixels)
+        assert torch.equal(collate(rows)["pixel_values"], pixels)
 
 
 def test_unknown_way_to_decode_is_refused() -> None:
@@ -242,12 +243,13 @@ def test_metrics_agree_with_counting() -> None:
     task = ImageClassification(ImageOptions())
     logits = np.eye(3)[[0, 0, 1, 2, 2, 1]]
     labels = np.array([0, 1, 1, 2, 2, 2])
-    scores = task.metrics(logits, labels)
+    split = Split([], [], LABELS)
+    scores = task.metrics(logits, labels, split)
     assert tuple(scores) == task.metric_names
     assert scores["accuracy"] == pytest.approx(4 / 6)
     # F1: 2*1/(2+1), 2*1/(2+2), 2*2/(2+3)
     assert scores["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 4 / 5) / 3)
-    rows = task.scores_by_label(logits, labels, LABELS)
+    rows = task.scores_by_label(logits, labels, split)
     assert [r["examples"] for r in rows] == [1, 2, 3]
     assert rows[2]["recall"] == pytest.approx(2 / 3)
     assert rows[2]["precision"] == pytest.approx(1.0)
@@ -256,8 +258,8 @@ def test_metrics_agree_with_counting() -> None:
 def test_class_that_never_occurs_is_scored_as_none(tmp_path: Path) -> None:
     task = ImageClassification(ImageOptions())
     logits, labels = np.eye(3)[[0, 0]], np.array([0, 0])
-    assert task.scores_by_label(logits, labels, LABELS)[1]["examples"] == 0
-    [picture] = task.draw(tmp_path, logits, labels, LABELS)
+    assert task.scores_by_label(logits, labels, Split([], [], LABELS))[1]["examples"] == 0
+    [picture] = task.draw(tmp_path, logits, labels, Split([], [], LABELS))
     assert Image.open(picture).size[0] > 100
 
 

@@ -1,0 +1,1 @@
+"""What text tasks have in common, and image tasks do without."""
