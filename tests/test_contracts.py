@@ -45,6 +45,7 @@ def test_every_task_provides_what_the_engine_needs(name: str) -> None:
 
 
 ROWS: dict[str, dict[str, Any]] = {
+    "adapt_then_classify": {"text": "a warm film", "label": "good"},
     "cnn_dailymail_t5": {"article": "a very fine film", "highlights": "fine film"},
     "conll2003_ner": {"tokens": ["the", "actor", "was"], "ner_tags": ["O", "B-PER", "O"]},
     "domain_fill_mask": {"text": "the plot was dull"},
@@ -75,9 +76,11 @@ def in_place_of_the_hub(config: Path, folder: Path) -> list[str]:
     for split in ("train", "validation", "test"):
         (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
     local = [f"model={model}", f"data.path={folder}", "data.subset=null", "task.max_length=24"]
-    task = yaml.safe_load(config.read_text(encoding="utf-8"))["task"]
-    if isinstance(task, str):
+    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    if isinstance(task := values["task"], str):
         local[-1:] = [f"task={{name: {task}, max_length: 24}}"]
+    if "stages" in values:
+        local.append(f"stages.0.data.path={folder}")
     local += ["task.stride=4"] if config.stem.startswith("squad") else []
     return local + ([f"task.chat_template={CHAT!r}"] if config.stem == "sft_chat" else [])
 
