@@ -32,6 +32,11 @@ def check_training(config: Config, subject: Subject) -> list[str]:
         problems.append(
             f"training.metric_for_best_model: there is no {name!r}{nearest(str(name), names)}"
         )
+    smoothing = config.training.get("label_smoothing_factor", 0)
+    if not 0 <= float(smoothing) <= 1:
+        problems.append(
+            f"training.label_smoothing_factor: expected a number from 0 to 1, found {smoothing}"
+        )
     strategy = config.training.get("train_sampling_strategy", "random")
     if subject.examples["train"].lengths is None:
         if config.batch_tokens is not None:

@@ -87,10 +87,6 @@ class Task(ABC):
     """The Hub's pipeline tag; set by `hfft.registry.register`."""
     Options: ClassVar[type[BaseModel]] = Section
     """The keys that stand beside `name` under `task:`."""
-    metric_names: ClassVar[tuple[str, ...]]
-    """What `metrics` may return, by name."""
-    lower_is_better: ClassVar[tuple[str, ...]] = ()
-    """Those of the metrics of which less is better; a loss always is."""
     auto_model: ClassVar[Any]
     """The transformers Auto class with this task's head."""
     model_suffix: ClassVar[str | tuple[str, ...]]
@@ -102,6 +98,10 @@ class Task(ABC):
 
     columns: Mapping[str, Column]
     """The roles that the data must, or may, fill; options may decide."""
+    metric_names: tuple[str, ...]
+    """What `metrics` may return, by name; options may decide."""
+    lower_is_better: tuple[str, ...] = ()
+    """Those of the metrics of which less is better; a loss always is."""
     metric: str
     """The one of the metrics that says whether fine-tuning helped; options may decide."""
 

@@ -14,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import nested_detach
 from transformers.trainer_utils import EvalLoopOutput
 
-from hfft.task import Split, Task
+from hfft.task import IGNORED, Split, Task
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class TaskTrainer(Trainer):
         inputs = cast(dict[str, Any], self._prepare_inputs(inputs))
         labels = inputs["labels"]
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, dict(inputs), return_outputs=True)
+            once = {**inputs, "labels": self._counted_once(labels)}
+            loss, outputs = self.compute_loss(model, once, return_outputs=True)
             if prediction_loss_only:
                 return loss.detach(), None, None
             kept = self.task.reduce(outputs, labels)
@@ -87,6 +88,18 @@ class TaskTrainer(Trainer):
                 rest: Mapping[str, Tensor] = {n: v for n, v in inputs.items() if n != "labels"}
                 kept = self.task.generate(self.accelerator.unwrap_model(model), rest), kept
         return loss.detach(), nested_detach(kept), labels  # type: ignore[no-untyped-call]
+
+    def _counted_once(self, labels: Tensor) -> Tensor:
+        """Ignore examples that fill up the last batches, so that every process has a whole one.
+
+        accelerate drops them from what it gathers, but a batch's loss is a mean over all of it.
+        """
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return labels
+        labels = labels.clone()
+        labels[max(0, state.remainder - self.args.process_index * len(labels)) :] = IGNORED
+        return labels
 
     def evaluation_loop(
         self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any

@@ -160,11 +160,7 @@ class QuestionAnswering(Task):
         if len(given) == 2 and all(map(_is_text, given)):
             yield given[0], {"question": given[0], "context": given[1]}
             return
-        for place, record in read_records(given, ("question", "context"), alone=None):
-            for role, text in record.items():
-                if not isinstance(text, str) or not text.strip():
-                    raise InputError(f"{place}: its {role} is no text; put one in quotes")
-            yield place, record
+        yield from read_records(given, ("question", "context"), alone=None)
 
     def predictor(
         self, folder: Path, *, trust_remote_code: bool = False

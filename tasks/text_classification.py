@@ -112,34 +112,37 @@ class _Problem:
     Attributes:
         role: of the labels' column.
         column: that column.
-        metric: the one that says whether fine-tuning helped.
+        metrics: their names; the first says whether fine-tuning helped.
         scores: every metric, from logits and labels.
+        lower_is_better: those of the metrics of which less is better.
     """
 
     role: str
     column: Column
-    metric: str
+    metrics: tuple[str, ...]
     scores: Callable[[np.ndarray, np.ndarray], dict[str, float]]
+    lower_is_better: tuple[str, ...] = ()
 
 
 _PROBLEMS: dict[ProblemType, _Problem] = {
     "single_label_classification": _Problem(
         "label",
         Column("label", ("label", "labels", "class", "target", "category", "sentiment", "intent")),
-        "accuracy",
+        ("accuracy", "macro_f1", "matthews"),
         _single_label_scores,
     ),
     "multi_label_classification": _Problem(
         "labels",
         Column("labels", ("labels", "label", "classes", "categories", "tags", "topics", "genres")),
-        "macro_f1",
+        ("macro_f1", "micro_f1", "accuracy"),
         _multi_label_scores,
     ),
     "regression": _Problem(
         "label",
         Column("number", ("label", "score", "similarity_score", "target")),
-        "spearman",
+        ("spearman", "pearson", "mse"),
         _regression_scores,
+        lower_is_better=("mse",),
     ),
 }
 
@@ -162,8 +165,6 @@ class TextClassification(Task):
     """Text or a pair to classes, by (binary) cross-entropy, or to a number, by squared error."""
 
     Options = ClassificationOptions
-    metric_names = ("accuracy", "macro_f1", "matthews", "micro_f1", "pearson", "spearman", "mse")
-    lower_is_better = ("mse",)
     auto_model = AutoModelForSequenceClassification
     model_suffix = "ForSequenceClassification"
     checked = True
@@ -172,7 +173,8 @@ class TextClassification(Task):
         super().__init__(options)
         problem = _PROBLEMS[self._own.problem_type]
         self.columns = {"text": _TEXT, "text_pair": _PAIR, problem.role: problem.column}
-        self.metric = problem.metric
+        self.metric_names, self.metric = problem.metrics, problem.metrics[0]
+        self.lower_is_better = problem.lower_is_better
 
     @classmethod
     def options_of(cls, config: PretrainedConfig) -> dict[str, Any]:
@@ -231,10 +233,14 @@ class TextClassification(Task):
     def transform(self, processor: Any, *, training: bool) -> Transform:
         """Return encoded text to the model's inputs, and `labels`: as the data has them."""
         names = [name for name in processor.model_input_names if name != "attention_mask"]
-        role = _PROBLEMS[self._own.problem_type].role
+        problem = self._own.problem_type
+        role = _PROBLEMS[problem].role
 
         def inputs(row: Row) -> dict[str, Any]:
-            return {name: row[name] for name in names if name in row} | {"labels": row[role]}
+            labels = row[role]
+            if problem == "multi_label_classification":
+                labels = np.array(labels, dtype=np.int64)  # an empty list is of no type
+            return {name: row[name] for name in names if name in row} | {"labels": labels}
 
         return inputs
 

@@ -67,6 +67,19 @@ def complaints(folder: Path, *overrides: str, **sections: Any) -> list[str]:
 # Keys and values
 
 
+def test_wrong_item_of_a_list_is_the_only_complaint_of_it(tmp_path: Path) -> None:
+    penalty = {"kind": "l2_sp", "strength": 0.1, "source": "adopted"}
+    stages = [{"name": "a", "penalty": penalty}]
+    [said] = complaints(tmp_path, stages=stages)
+    assert "stages.0.penalty.source: 'adopted'" in said
+
+
+def test_test_data_of_a_stage_would_go_unscored(tmp_path: Path) -> None:
+    first = {"name": "a", "task": "image-classification", "data": {"path": "d", "test": "x"}}
+    [said] = complaints(tmp_path, stages=[first, {"name": "b"}])
+    assert said.startswith("stages.0: data.test is scored at a run's end")
+
+
 @pytest.mark.parametrize(
     ("sections", "said"),
     [

@@ -238,6 +238,12 @@ def test_rows_longer_than_the_header_are_not_shifted(tmp_path: Path) -> None:
     assert "the header has 2 fields, the first row 3" in complaint(path)
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("image,label,image\na,b,c\n", encoding="utf-8")
+    assert 'the header names "image" more than once' in complaint(path)
+
+
 def test_column_without_a_name_is_no_obstacle(tmp_path: Path) -> None:
     path = table(tmp_path / "d.csv", [(n, f"t{n},{n % 2}") for n in range(6)], ",text,label")
     assert load(path).labels == ["0", "1"]

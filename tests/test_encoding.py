@@ -13,6 +13,8 @@ from hfft import encoding
 from hfft.encoding import Encoder
 from hfft.errors import InputError
 from hfft.task import Collate, Column, Encode, ModelConfig, Row, Section, Split, Task, Transform
+from hfft.tasks.fill_mask import FillMask
+from tests.text_runs import tokenizer
 
 CALLS: list[int] = []
 
@@ -122,6 +124,18 @@ def test_examples_that_come_to_nothing_are_left_out_and_counted() -> None:
     assert "1 example of 4 left out" in note
     with pytest.raises(InputError, match=r"data.train: nothing to learn from"):
         encoder()(rows_of(" ", ""), place="data.train", training=True)
+
+
+def test_what_was_cut_is_counted_by_example_whatever_comes_of_each() -> None:
+    examples = encoder()(rows_of("a b c", "abcdefgh d"), place="data.train", training=True)
+    assert examples.notes == ("data.train: 1 example of 2 longer than the limit: truncated.",)
+
+
+def test_tokenizer_is_left_as_it_was() -> None:
+    task = FillMask(FillMask.Options(max_length=8))
+    words = tokenizer()
+    Encoder(task, words, BertConfig())(rows_of("a film " * 9), place="data.train", training=True)
+    assert words.backend_tokenizer.truncation is None
 
 
 def test_packed_rows_hold_the_examples_and_know_their_tokens() -> None:

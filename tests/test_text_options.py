@@ -15,6 +15,15 @@ from .runs import largest_difference, log, losses, metrics, weights
 from .task_runs import CASES, write_case
 
 
+def first_of(*cases: Any, fast: int = 1) -> list[Any]:
+    """The first cases for every day, the others for thorough runs."""
+    marks = [() if number < fast else pytest.mark.slow for number in range(len(cases))]
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=own)
+        for case, own in zip(cases, marks, strict=True)
+    ]
+
+
 def train(name: str, folder: Path, **sections: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     hfft.train(write_case(CASES[name], folder, **sections))
@@ -39,15 +48,16 @@ def away(run: Path) -> float:
 
 @pytest.mark.parametrize(
     ("name", "adapted"),
-    [
+    first_of(
         ("single label", "attention"),
+        ("prompts", "c_attn"),
         ("single label, decoder", "c_attn"),
         ("tags", "attention"),
         ("questions", "attention"),
-        ("prompts", "c_attn"),
         ("gaps", "attention"),
         ("summaries", "Attention"),
-    ],
+        fast=2,
+    ),
 )
 def test_lora_moves_what_it_adapts_and_the_head(name: str, adapted: str, tmp_path: Path) -> None:
     run = train(name, tmp_path, strategy={"name": "lora", "r": 2, "epochs": 2})
@@ -60,16 +70,18 @@ def test_lora_moves_what_it_adapts_and_the_head(name: str, adapted: str, tmp_pat
         assert (run / "adapter" / "adapter_config.json").is_file()
 
 
-@pytest.mark.parametrize("name", ["single label", "prompts", "gaps", "questions", "summaries"])
+@pytest.mark.parametrize(
+    "name", first_of("single label", "prompts", "gaps", "questions", "summaries")
+)
 def test_l2_sp_holds_weights_near_the_source(name: str, tmp_path: Path) -> None:
     free = train(name, tmp_path / "free", strategy=full())
-    penalty = {"kind": "l2_sp", "strength": 10.0, "mode": "decoupled"}
+    penalty = {"kind": "l2_sp", "strength": 100.0, "mode": "decoupled"}
     held = train(name, tmp_path / "held", strategy=full(penalty=penalty))
     assert 0 < away(held) < 0.8 * away(free)
     assert all(entry["l2_sp"] >= 0 for entry in log(held) if "loss" in entry)
 
 
-@pytest.mark.parametrize("name", ["single label", "tags", "packed"])
+@pytest.mark.parametrize("name", first_of("single label", "tags", "packed"))
 def test_mixout_trains_and_leaves_a_plain_model(name: str, tmp_path: Path) -> None:
     name = "texts to go on" if name == "packed" else name
     run = train(name, tmp_path, strategy=full(mixout=0.5))
@@ -78,7 +90,7 @@ def test_mixout_trains_and_leaves_a_plain_model(name: str, tmp_path: Path) -> No
     assert largest_difference(run, plain) > 1e-4
 
 
-@pytest.mark.parametrize("name", ["single label", "single label, decoder", "tags"])
+@pytest.mark.parametrize("name", first_of("single label", "single label, decoder", "tags"))
 @pytest.mark.parametrize("kind", ["bss", "delta"])
 def test_penalties_on_activations_take_texts(kind: str, name: str, tmp_path: Path) -> None:
     own = {"attention": "none"} if kind == "delta" else {}
@@ -91,12 +103,20 @@ def test_penalties_on_activations_take_texts(kind: str, name: str, tmp_path: Pat
     assert largest_difference(held, free) > 1e-5
 
 
-@pytest.mark.parametrize("name", ["single label", "several labels", "tags", "gaps", "summaries"])
+@pytest.mark.parametrize(
+    "name", first_of("single label", "several labels", "tags", "gaps", "summaries")
+)
 def test_smoothing_enters_the_loss(name: str, tmp_path: Path) -> None:
     training = {"learning_rate": 0.0, "logging_steps": 1}
     found = [
-        losses(train(name, tmp_path / str(smoothing), strategy=full(),
-                     training={**training, "label_smoothing_factor": smoothing}))
+        losses(
+            train(
+                name,
+                tmp_path / str(smoothing),
+                strategy=full(),
+                training={**training, "label_smoothing_factor": smoothing},
+            )
+        )
         for smoothing in (0.0, 0.3)
     ]
     plain, smoothed = ([entry[3] for entry in one] for one in found)
@@ -108,7 +128,7 @@ def test_numbers_are_not_smoothed(tmp_path: Path) -> None:
         train("numbers", tmp_path, training={"label_smoothing_factor": 0.1})
 
 
-@pytest.mark.parametrize("name", ["single label", "texts to go on", "gaps", "summaries"])
+@pytest.mark.parametrize("name", first_of("single label", "texts to go on", "gaps", "summaries"))
 def test_gradient_checkpointing_changes_nothing(name: str, tmp_path: Path) -> None:
     plain = train(name, tmp_path / "plain", strategy=full())
     training = {"learning_rate": 5e-3, "logging_steps": 1, "gradient_checkpointing": True}
@@ -118,13 +138,14 @@ def test_gradient_checkpointing_changes_nothing(name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("name", "metric", "best"),
-    [
+    first_of(
         ("prompts", "perplexity", min),
+        ("tags", "f1", max),
         ("gaps", "perplexity", min),
         ("numbers", "mse", min),
-        ("tags", "f1", max),
         ("questions", "loss", min),
-    ],
+        fast=2,
+    ),
 )
 def test_the_best_epoch_is_kept(name: str, metric: str, best: Any, tmp_path: Path) -> None:
     training = {

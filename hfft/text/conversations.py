@@ -53,7 +53,7 @@ def read_template(given: str) -> str:
         return Path(given).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"task.chat_template: {given!r} is neither a file that can be read nor Jinja: {error}"
+            f"task.chat_template: {given[:60]!r} is neither Jinja nor a file that can be read"
         ) from error
 
 

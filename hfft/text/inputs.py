@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,11 @@ from hfft.sections import ModelConfig, Section
 
 IGNORED = -100
 """The label of what is no item of the loss: transformers' and torch's own number for it."""
+
+_RECORDS = (".jsonl", ".json")
+_TABLES = (".csv", ".tsv", ".parquet")
+_FILES = (".txt", *_RECORDS, *_TABLES)
+_LISTS = ("messages", "words")  # what fields of records hold; the others hold texts
 
 # Their positions begin after the padding token's number.
 _OFFSET_POSITIONS = {
@@ -199,8 +205,8 @@ def read_records(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield records to predict for: JSON Lines, or plain texts where one role can stand alone.
 
-    A line of standard input (`-`) or of a `.jsonl` file is a record if it begins with a brace, else
-    a text, as is a line of any other file, and an argument that names no file.
+    Every line of a `.jsonl` or `.json` file is a record. A line of standard input (`-`) or of any
+    other file, and an argument that names no file, is one if it begins with a brace, else a text.
 
     Args:
         given: texts, paths of files, or `-`.
@@ -212,63 +218,90 @@ def read_records(
         The place that a record is from, and the record.
 
     Raises:
-        InputError: a file can't be read, a line is empty, or a record lacks a field.
+        InputError: a file isn't there or can't be read, a line is empty or broken, or a record
+            lacks a field.
     """
+    form = _Form(tuple(roles), alone, tuple(optional))
     for one in given:
-        if one == "-":
-            yield from _lines(sys.stdin, "standard input", roles, alone, optional)
+        if one != "-" and not _is_file(one):
+            yield one, form.record(one, f'"{one[:40]}"')
             continue
+        place, suffix = ("standard input", "") if one == "-" else (one, Path(one).suffix.lower())
+        if suffix in _TABLES:
+            raise InputError(f"{one}: is a table; give texts, one a line, or JSON Lines")
+        form_here = replace(form, alone=None) if suffix in _RECORDS else form
         try:
-            is_file = Path(one).is_file()
-        except OSError:  # a text, too long for a name
-            is_file = False
-        if not is_file:
-            yield one, _record(one, f'"{one[:40]}"', roles, alone, optional)
-            continue
-        try:
-            with Path(one).open(encoding="utf-8") as lines:
-                yield from _lines(lines, one, roles, alone, optional)
+            with nullcontext(sys.stdin) if one == "-" else open(one, encoding="utf-8") as lines:
+                yield from _lines(lines, place, form_here)
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{one}: can't be read as text: {error}") from error
+            raise InputError(f"{place}: can't be read as text: {error}") from error
 
 
-def _lines(
-    lines: Iterable[str],
-    place: str,
-    roles: Sequence[str],
-    alone: str | None,
-    optional: Sequence[str],
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _is_file(given: str) -> bool:
+    """Return whether an argument names a file.
+
+    Raises:
+        InputError: it names a folder, or is the name of a file that isn't there, and no text.
+    """
+    path = Path(given)
+    try:
+        if path.is_dir():
+            raise InputError(f"{given}: is a folder; name the files in it")
+        if path.is_file():
+            return True
+    except OSError:  # a text, too long for a name
+        return False
+    in_folder = path.parent != Path() and path.parent.is_dir()
+    if path.suffix.lower() in _FILES and (in_folder or len(given.split()) == 1):
+        raise InputError(f"{given}: there is no such file; a text of that form goes to `-`")
+    return False
+
+
+def _lines(lines: Iterable[str], place: str, form: _Form) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     for number, line in enumerate(lines, start=1):
         where = f"{place}, line {number}"
-        if not line.strip():
+        text = line.removeprefix("\ufeff").rstrip("\r\n")
+        if not text.strip():
             raise InputError(f"{where}: is empty; remove it, or give it a text")
-        yield where, _record(line.rstrip("\r\n"), where, roles, alone, optional)
+        yield where, form.record(text, where)
     if not number:
         raise InputError(f"{place}: holds no text")
 
 
-def _record(
-    text: str, place: str, roles: Sequence[str], alone: str | None, optional: Sequence[str]
-) -> dict[str, Any]:
-    wanted = ", ".join(f'"{role}": ...' for role in roles)
-    if not text.lstrip().startswith("{"):
-        if alone is None:
-            raise InputError(f"{place}: expected JSON Lines of the form {{{wanted}}}")
-        if not text.strip():
-            raise InputError(f"{place}: is empty; give it a text")
-        return {alone: text}
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        if alone is not None:
-            return {alone: text}
-        raise InputError(f"{place}: is no JSON: {error}") from error
-    missing = [role for role in roles if not found.get(role)]
-    if missing and alone is not None and len(roles) == 1 and not found.keys() & {*roles, *optional}:
-        raise InputError(f"{place}: has no {missing[0]}; expected {{{wanted}}}")
-    if missing:
-        raise InputError(f"{place}: has no {', '.join(missing)}; expected {{{wanted}}}")
-    known = {*roles, *optional}
-    return {role: value for role, value in found.items() if role in known}
+@dataclass(frozen=True)
+class _Form:
+    """What a record must hold; the fields are `read_records`' arguments."""
+
+    roles: tuple[str, ...]
+    alone: str | None
+    optional: tuple[str, ...]
+
+    def record(self, text: str, place: str) -> dict[str, Any]:
+        """Return a line's record.
+
+        Raises:
+            InputError: it is none.
+        """
+        wanted = ", ".join(f'"{role}": ...' for role in self.roles or self.optional)
+        if not text.lstrip().startswith("{"):
+            if self.alone is None:
+                raise InputError(f"{place}: expected JSON Lines of the form {{{wanted}}}")
+            if not text.strip():
+                raise InputError(f"{place}: is empty; give it a text")
+            return {self.alone: text}
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError as error:
+            if self.alone is not None and not text.lstrip().startswith('{"'):
+                return {self.alone: text}
+            raise InputError(f"{place}: is no JSON: {error}") from error
+        known = {*self.roles, *self.optional}
+        record = {role: value for role, value in found.items() if role in known and value}
+        if missing := [role for role in self.roles if role not in record]:
+            raise InputError(f"{place}: has no {', '.join(missing)}; expected {{{wanted}}}")
+        for role, value in record.items():
+            kind, said = (list, "list") if role in _LISTS else (str, "text")
+            if not isinstance(value, kind) or not str(value).strip():
+                raise InputError(f"{place}: its {role} is no {said}; expected {{{wanted}}}")
+        return record

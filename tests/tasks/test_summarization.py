@@ -232,6 +232,24 @@ def test_generation_is_transformers_own(beams: int, tmp_path: Path) -> None:
     assert torch.equal(task.generate(model, batch), own[:, 1:])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"max_length": 3, "prefix": "a good "},
+            r"task\.max_length: 3 .*behind the prefix 'a good '",
+        ),
+        ({"max_target_length": 2}, r"task\.max_target_length: 2 .*beside the 2 special"),
+    ],
+)
+def test_lengths_that_leave_no_room_are_refused(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    task, config, processor = prepared(bart_folder(tmp_path), **options)
+    with pytest.raises(InputError, match=message):
+        task.encode(processor, config)
+
+
 def test_texts_and_summaries_that_are_cut_short_are_counted(tmp_path: Path) -> None:
     task, config, processor = prepared(t5_folder(tmp_path), max_length=9, max_target_length=6)
     encoded = task.encode(processor, config)(BATCH)

@@ -248,8 +248,8 @@ def test_problem_type_decides_on_column_and_metric(
     assert list(task.columns) == ["text", "text_pair", role]
     assert task.columns[role].kind == kind
     assert [r for r, column in task.columns.items() if column.optional] == ["text_pair"]
-    assert task.metric == metric
-    assert task.metric in task.metric_names
+    assert task.metric == task.metric_names[0] == metric
+    assert ("mse" in task.lower_is_better) == (problem_type == NUMBER)
 
 
 def test_several_labels_become_ones_and_zeros(bert: Path) -> None:

@@ -316,6 +316,15 @@ def test_padding_is_on_the_right_whatever_the_tokenizer_does(folder: Path) -> No
     assert batched(given, encoded(given, {"text": TEXTS}))["attention_mask"][1].tolist()[0] == 1
 
 
+def test_model_that_fills_gaps_is_refused_before_its_weights_are_read() -> None:
+    task = TextGeneration(TextGenerationOptions())
+    config = hf.BertConfig(**text_models.SIZES)
+    with pytest.raises(InputError, match=r"model: bert fills gaps .*task: fill-mask"):
+        task.configure(config, [])
+    config.is_decoder = True
+    assert task.configure(config, []) is config
+
+
 def test_models_that_can_not_be_packed_or_read_ahead_are_refused() -> None:
     sizes = {**text_models.SIZES, "state_size": 4}
     mamba = hf.MambaForCausalLM(hf.MambaConfig(**sizes))

@@ -446,11 +446,10 @@ def test_plain_tags_are_answered_word_by_word(folder: Path, tmp_path: Path) -> N
 def test_texts_and_cut_words_are_read(folder: Path, tmp_path: Path) -> None:
     task, _, _ = prepared(folder)
     lines = tmp_path / "a.jsonl"
-    lines.write_text('{"words": ["a", "b"]}\n{"text": "a b"}\nplain\n')
+    lines.write_text('{"words": ["a", "b"]}\n{"text": "a b"}\n')
     assert list(task.read_inputs([str(lines), "c d"])) == [
         (f"{lines}, line 1", ["a", "b"]),
         (f"{lines}, line 2", "a b"),
-        (f"{lines}, line 3", "plain"),
         ("c d", "c d"),
     ]
 

@@ -93,6 +93,17 @@ def test_what_the_template_refuses_is_named() -> None:
         written("{{ raise_exception('roles must alternate') }}")
 
 
+@pytest.mark.parametrize("template", ["{{ messages + 1 }}", "{{ 1 / 0 }}", "{% for m in"])
+def test_template_that_fails_is_named(template: str) -> None:
+    with pytest.raises(InputError, match=r"data: example 3: the chat template can't write this"):
+        written(template)
+
+
+def test_template_that_leaves_out_the_answers_is_an_error() -> None:
+    with pytest.raises(InputError, match="leaves out what the assistant says"):
+        written("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}")
+
+
 def test_tokenizer_without_a_template_is_an_error() -> None:
     with pytest.raises(InputError, match=r"no chat template.*task\.chat_template"):
         chat_template(byte_tokenizer())
