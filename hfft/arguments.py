@@ -74,12 +74,14 @@ def _best(config: Config, planned: PlannedStage) -> dict[str, Any]:
     Stages of another task than the run's go by their loss where they lack the run's metric.
     """
     task, name = planned.subject.task, config.training.get("metric_for_best_model")
-    if name is None or "greater_is_better" in config.training:
-        return {}
     bare = str(name).removeprefix("eval_")
+    if name is None or bare == "loss":
+        return {}
     if bare not in task.metric_names:
         return {"metric_for_best_model": "loss", "greater_is_better": False}
-    return {"greater_is_better": bare not in task.lower_is_better}
+    chosen = config.training.get("greater_is_better")
+    better = bare not in task.lower_is_better if chosen is None else chosen
+    return {"greater_is_better": better}
 
 
 def _workers() -> int:

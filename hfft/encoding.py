@@ -139,7 +139,7 @@ class Encoder:
         notes: list[str] = []
         total = len(encoded)
         if TRUNCATED in encoded.column_names:
-            cut = int(np.count_nonzero(encoded.with_format("numpy")[:][TRUNCATED])) if total else 0
+            cut = sum(encoded.select_columns([TRUNCATED])[:][TRUNCATED])
             encoded = encoded.remove_columns(TRUNCATED)
             said = f"{place}: {counted(cut)} of {examples} longer than the limit"
             if cut and not self.task.truncates:
@@ -206,9 +206,10 @@ def _lengths(encoded: datasets.Dataset) -> Lengths:
 
 
 def _code(task: Task) -> str:
-    """Return a digest of the task's file, and of those that text tasks share."""
-    shared = sorted(Path(text.__file__).parent.glob("*.py"))
-    files = [Path(inspect.getfile(type(task))), *shared]
+    """Return a digest of the task's file, and of ours that read and encode."""
+    shared = Path(text.__file__).parent
+    files = [Path(inspect.getfile(type(task))), *sorted(shared.glob("*.py"))]
+    files += sorted(shared.parent.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

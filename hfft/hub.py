@@ -94,6 +94,7 @@ def push(run: Path, repo_id: str, *, private: bool, code: bool = False) -> str:
         raise RunFailedError(
             f"push: {repo_id}: {str(error).splitlines()[0] if str(error) else error!r}; the model "
             f"is intact in {folder}; when the cause is mended: hfft push {run} {repo_id}"
+            f"{'' if private else ' --public'}{' --with-code' if code else ''}"
         ) from error
     return f"{api.endpoint}/{repo_id}"
 

@@ -89,6 +89,7 @@ def evaluate(model: FinishedModel, data: str | None, split: str | None) -> dict[
         rows, place=name, training=False
     )
     join_processes()
+    training = {} if model.config is None else model.config.training
     loaded = load_weights(task.auto_model, source, model_config)
     if loaded.new_head:
         raise InputError(f"{model.folder}: nothing to score: {loaded.notes[0]}; fine-tune it first")
@@ -100,7 +101,9 @@ def evaluate(model: FinishedModel, data: str | None, split: str | None) -> dict[
                 output_dir=nothing,
                 report_to="none",
                 disable_tqdm=True,
-                per_device_eval_batch_size=32,
+                per_device_eval_batch_size=training.get("per_device_eval_batch_size", 32),
+                bf16=training.get("bf16", False),
+                fp16=training.get("fp16", False),
                 remove_unused_columns=False,
                 label_names=["labels"],
                 use_cpu=not has_accelerator(),

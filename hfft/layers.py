@@ -6,8 +6,8 @@ and reports all read it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -53,6 +53,22 @@ class LayerGroups:
             yield from groups
         if self.head.parameters:
             yield self.head
+
+    def with_head(self, names: Collection[str]) -> LayerGroups:
+        """Return the groups with further parameters in the head."""
+        if not names:
+            return self
+        towers = {
+            tower: tuple(
+                LayerGroup(group.name, tuple(n for n in group.parameters if n not in names))
+                for group in groups
+            )
+            for tower, groups in self.towers.items()
+        }
+        found = (name for group in self for name in group.parameters)
+        own = {*self.head.parameters, *names}
+        head = LayerGroup(self.head.name, tuple(name for name in found if name in own))
+        return replace(self, towers=towers, head=head)
 
     def require_order(self, wanted_by: str) -> None:
         """Raise InputError where there is no order for `wanted_by` to follow."""

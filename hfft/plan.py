@@ -272,7 +272,7 @@ def _reader(subject: Subject) -> Callable[[str], Examples]:
     """Return what reads further examples, for penalties that measure the source on them."""
 
     def read(path: str) -> Examples:
-        rows = load_split(path, None, subject.task.needs, labels=None)
+        rows = load_split(path, None, subject.task.needs, labels=subject.data.labels)
         return subject.encoder(rows, place=path, training=False)
 
     return read

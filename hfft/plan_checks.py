@@ -46,6 +46,10 @@ def check_training(config: Config, subject: Subject) -> list[str]:
                 f"training.train_sampling_strategy: {strategy} goes by tokens, and "
                 f"{subject.task.name} has none; use random"
             )
+    elif config.batch_tokens is not None and config.training.get("dataloader_drop_last"):
+        problems.append(
+            "training.dataloader_drop_last: batches of batch_tokens are all whole; remove it"
+        )
     elif config.batch_tokens is not None and strategy != "random":
         problems.append(
             f"training.train_sampling_strategy: {strategy} and batch_tokens both choose the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from functools import cache
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -20,18 +20,27 @@ def has_accelerator() -> bool:
     return bool(torch.accelerator.is_available())
 
 
-@cache
-def join_processes() -> PartialState:
+_joined: list[PartialState] = []
+
+
+def join_processes(timeout: int = 1800) -> PartialState:
     """Join the processes that the launcher started, over gloo where there is no accelerator.
+
+    Args:
+        timeout: seconds that they wait for one another, as while one of them reads the data; the
+            first call's holds.
 
     Raises:
         InputError: this is one of several processes, and they don't find each other; each would
             train alone and write over the others' results.
     """
-    state = PartialState(cpu=not has_accelerator())
+    if _joined:
+        return _joined[0]
+    state = PartialState(cpu=not has_accelerator(), timeout=timedelta(seconds=timeout))
     warning = world_size_warning(state.num_processes)
     if warning is not None and "LOCAL_RANK" in os.environ:
         raise InputError(warning)
     if warning is not None:
         logger.warning(warning)
+    _joined.append(state)
     return state

@@ -66,7 +66,7 @@ def train(
     else:
         check_config(config)
     started = time.monotonic()
-    processes = join_processes()
+    processes = join_processes(config.training.get("ddp_timeout", 1800))
     if not has_accelerator():
         keep_freed_memory()
     folder = RunFolder(config.output_dir)

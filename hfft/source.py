@@ -126,6 +126,20 @@ def head_is_new(source: ModelConfig, model: PreTrainedModel, head: Iterable[str]
     return any(_stored(name, stored, model) != list(shapes[name].shape) for name in head)
 
 
+def not_in_source(
+    source: ModelConfig, model: PreTrainedModel, head: Iterable[str]
+) -> frozenset[str]:
+    """Return the parameters below the head that a local source lacks.
+
+    None where that can't be known: of a Hub id, and where most names are changed on loading.
+    """
+    if not Path(source.name).exists():
+        return frozenset()
+    stored, body = _stored_shapes(source), {n for n, _ in model.named_parameters()} - set(head)
+    lacking = {name for name in body if _stored(name, stored, model) is None}
+    return frozenset(lacking) if len(lacking) * 10 <= len(body) else frozenset()
+
+
 def _stored_shapes(source: ModelConfig) -> dict[str, list[int]]:
     files = sorted(Path(source.name).glob("model*.safetensors"))
     found: dict[str, list[int]] = _explained(
@@ -193,6 +207,20 @@ def load_weights(auto_model: Any, source: ModelConfig, config: PretrainedConfig)
             f"{', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}"
         )
     return LoadedModel(model, notes, new_head)
+
+
+def carry_all(old: PreTrainedModel, new: PreTrainedModel) -> frozenset[str]:
+    """Copy all weights into a model with the same head, of the same classes.
+
+    Returns:
+        The names of its parameters; none where the heads differ.
+    """
+    theirs, own = old.state_dict(), new.state_dict()
+    alike = type(old) is type(new) and old.config.id2label == new.config.id2label
+    if not alike or {n: t.shape for n, t in theirs.items()} != {n: t.shape for n, t in own.items()}:
+        return frozenset()
+    new.load_state_dict(theirs)
+    return frozenset(name for name, _ in new.named_parameters())
 
 
 def carry_body(old: PreTrainedModel, new: PreTrainedModel) -> frozenset[str]:

@@ -14,7 +14,7 @@ from hfft.folder import RunFolder
 from hfft.optim import OptimizerState
 from hfft.penalties.coverage import source_tensors
 from hfft.plan import Plan, Trial
-from hfft.source import carry_body, initialise, load_weights
+from hfft.source import carry_all, carry_body, initialise, load_weights
 from hfft.subject import Subject
 
 logger = logging.getLogger("hfft")
@@ -24,7 +24,8 @@ class StageModels:
     """Makes the model that a stage starts with.
 
     A stage whose task is not that of the stage before goes on with its body, under a head of its
-    own: the source's, where it has one that fits, else a new one.
+    own: the source's, where it has one that fits, else a new one. Where only the data are others,
+    and the classes are the same, the head goes on too.
 
     Args:
         plan: the run the trial belongs to.
@@ -34,6 +35,7 @@ class StageModels:
 
     def __init__(self, plan: Plan, trial: Trial, folder: RunFolder) -> None:
         self.plan, self.trial, self.folder = plan, trial, folder
+        self._checked = set[Subject]()
 
     def checkpoints(self, number: int) -> StageCheckpoints:
         """Return where a stage keeps what a killed run goes on from."""
@@ -56,7 +58,7 @@ class StageModels:
         if number == len(stages) or stages[number].subject is stages[number - 1].subject:
             return model, state
         new = self._model(stages[number].subject)
-        carried = carry_body(model, new)
+        carried = carry_all(model, new) or carry_body(model, new)
         return new, {name: own for name, own in state.items() if name in carried}
 
     def _model(self, subject: Subject) -> PreTrainedModel:
@@ -72,7 +74,9 @@ class StageModels:
             if self.trial.name == "main":
                 for note in loaded.notes:
                     logger.info(note)
-        task.check_model(model)
+        if subject not in self._checked:
+            task.check_model(model)
+            self._checked.add(subject)
         model.accepts_loss_kwargs = False  # type: ignore[assignment]  # the task has the loss
         return model
 
@@ -106,9 +110,12 @@ class StageModels:
         )
 
     def untouched(self, number: int) -> frozenset[str]:
-        """Return the parameters that no stage so far has changed; adapters change frozen ones."""
+        """Return the parameters that no stage so far has changed.
+
+        Adapters change frozen ones, and under another task's head they may have other names.
+        """
         so_far = self.trial.stages[: number + 1]
-        if any(stage.stage.lora is not None for stage in so_far):
+        subject = so_far[-1].subject
+        if any(one.stage.lora is not None or one.subject is not subject for one in so_far):
             return frozenset()
-        changed = {name for stage in so_far for name in stage.subject.sizes.keys() - stage.frozen}
-        return so_far[-1].frozen - changed
+        return frozenset.intersection(*(stage.frozen for stage in so_far))

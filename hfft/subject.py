@@ -16,7 +16,13 @@ from hfft.errors import InputError
 from hfft.layers import LayerGroups, find_layer_groups
 from hfft.processes import join_processes
 from hfft.sections import DataConfig, TaskConfig
-from hfft.source import check_shapes, head_is_new, read_model_config, skeleton
+from hfft.source import (
+    check_shapes,
+    head_is_new,
+    not_in_source,
+    read_model_config,
+    skeleton,
+)
 from hfft.task import Collate, Task, Transform
 
 
@@ -82,16 +88,16 @@ def read_subjects(config: Config) -> list[Subject]:
     Raises:
         InputError: with the problems of data and model together, each of a stage with its place.
     """
-    own = _key(config.task, None)
+    own = _key(make_task(config.task), None)
     found: dict[str, Subject] = {}
     order, problems = [], list[str]()
     for number, stage in enumerate(config.stages or [None]):
         learned = config.task if stage is None or stage.task is None else stage.task
-        key = _key(learned, stage.data if stage is not None else None)
+        task = make_task(learned)
+        key = _key(task, stage.data if stage is not None else None)
         order.append(key)
         if key in found:
             continue
-        task = make_task(learned)
         data = config.data if key == own or stage is None else _data_of(stage, task, config.data)
         try:
             found[key] = _read(config, task, data)
@@ -103,8 +109,8 @@ def read_subjects(config: Config) -> list[Subject]:
     return [found[key] for key in order]
 
 
-def _key(task: TaskConfig, data: DataConfig | None) -> str:
-    return repr((task, data))
+def _key(task: Task, data: DataConfig | None) -> str:
+    return repr((task.name, task.options.model_dump(), data))
 
 
 def _data_of(stage: Stage, task: Task, of_run: DataConfig) -> DataConfig:
@@ -119,11 +125,11 @@ def _read(config: Config, task: Task, chosen: DataConfig) -> Subject:
     problems: list[str] = []
     data = model_config = None
     processes = join_processes()
-    try:
-        with processes.main_process_first():
+    with processes.main_process_first():  # which an error that leaves it would upset
+        try:
             data = load_data(chosen, task.needs, seed=config.seed)
-    except InputError as error:
-        problems += error.messages
+        except InputError as error:
+            problems += error.messages
     try:
         model_config = read_model_config(config.model)
     except InputError as error:
@@ -136,9 +142,13 @@ def _read(config: Config, task: Task, chosen: DataConfig) -> Subject:
     check_shapes(config.model, model)
     groups = find_layer_groups(model)
     head = groups.head.parameters
+    # what the source lacks (a pooler) is as new as the head, and learns with it
+    lacking = not_in_source(config.model, model, head)
     encoder = Encoder(task, processor, model_config, data.labels or [])
     with processes.main_process_first():
-        examples = _encode(encoder, data)
+        examples = _encode(encoder, data, problems)
+    if problems:
+        raise InputError(dict.fromkeys(problems))  # what is wrong with an option is so for each
     return Subject(
         task=task,
         data=data,
@@ -151,20 +161,15 @@ def _read(config: Config, task: Task, chosen: DataConfig) -> Subject:
         },
         collate=task.collator(processor, model_config),
         skeleton=model,
-        groups=groups,
-        new=frozenset(head if head_is_new(config.model, model, head) else ()),
+        groups=groups.with_head(lacking),
+        new=lacking | frozenset(head if head_is_new(config.model, model, head) else ()),
         encoder=encoder,
     )
 
 
-def _encode(encoder: Encoder, data: LoadedData) -> dict[str, Examples]:
-    """Encode all splits.
-
-    Raises:
-        InputError: with the problems of all of them.
-    """
+def _encode(encoder: Encoder, data: LoadedData, problems: list[str]) -> dict[str, Examples]:
+    """Encode all splits; what is wrong with them goes to the problems."""
     found: dict[str, Examples] = {}
-    problems: list[str] = []
     for name, rows in data.splits.items():
         try:
             found[name] = encoder(
@@ -175,6 +180,4 @@ def _encode(encoder: Encoder, data: LoadedData) -> dict[str, Examples]:
             )
         except InputError as error:
             problems += error.messages
-    if problems:
-        raise InputError(dict.fromkeys(problems))  # what is wrong with an option is so for each
     return found

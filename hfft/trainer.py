@@ -18,6 +18,7 @@ from transformers.trainer_pt_utils import find_batch_size
 from hfft.batches import GroupedByLength, TokenBatches
 from hfft.errors import InputError
 from hfft.hooks import EpochCallback, PenaltyCallback
+from hfft.hooks.epoch import EpochAware
 from hfft.optim import OptimizerState, carry_state, parameter_groups, state_by_name
 from hfft.task_trainer import TaskTrainer
 from hfft.weights_file import save_weights
@@ -118,7 +119,7 @@ class StageTrainer(TaskTrainer):
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
         )
-        self.add_callback(EpochCallback(batches))
+        self._follow_epochs(batches)
         self.accelerator.even_batches = False  # batches differ in size; no process lacks one
         try:
             return cast(DataLoader[Any], self.accelerator.prepare(loader))
@@ -130,9 +131,18 @@ class StageTrainer(TaskTrainer):
         if self.args.train_sampling_strategy != "group_by_length" or self._lengths is None:
             return super()._get_train_sampler(*args)
         of_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        of_step *= self.args.world_size
         sampler = GroupedByLength(of_step, self._lengths, seed=self.args.seed)
-        self.add_callback(EpochCallback(sampler))
+        self._follow_epochs(sampler)
         return sampler
+
+    def _follow_epochs(self, sampler: EpochAware) -> None:
+        """Tell a sampler the epochs as the data are told."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EpochCallback):
+                callback.told.append(sampler)
+                return
+        self.add_callback(EpochCallback(sampler))
 
     def examples_trained(self) -> int:
         """Return how many examples all processes together have trained on."""

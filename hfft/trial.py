@@ -37,6 +37,7 @@ from hfft.hooks import (
 from hfft.hooks.freeze import kept_in_eval
 from hfft.hooks.log import drop_unfinished
 from hfft.optim import OptimizerState, learning_rates
+from hfft.penalties.penalty import LabelledBatches
 from hfft.penalty_plan import PlannedPenalty
 from hfft.plan import Plan, PlannedStage, Trial
 from hfft.processes import join_processes
@@ -291,16 +292,17 @@ class TrialRun:
             found.append(StochNormCallback(model, stage.stochnorm))
         return found
 
-    def _sample(self, subject: Subject, penalty: PlannedPenalty) -> DataLoader[Any]:
+    def _sample(self, subject: Subject, penalty: PlannedPenalty) -> LabelledBatches:
         """Return examples in a seeded order, for penalties that measure the source on them."""
         examples: Examples = subject.examples["train"] if penalty.data is None else penalty.data
-        return DataLoader(
+        loader = DataLoader(
             ExampleDataset(examples.rows, subject.transforms["evaluation"]),
             batch_size=8,
             shuffle=True,
             generator=torch.Generator().manual_seed(self.plan.config.seed),
             collate_fn=subject.collate,
         )
+        return LabelledBatches(loader, subject.task.loss)
 
     def _trainer(
         self,

@@ -14,8 +14,19 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, PretrainedConfig, pipeline
 
 from hfft.registry import register
-from hfft.task import Collate, Column, Encode, InputError, ModelConfig, Row, Split, Task, Transform
-from hfft.text.inputs import IGNORED, Padding, TextOptions, load_tokenizer, longest, read_texts
+from hfft.task import (
+    Collate,
+    Column,
+    Encode,
+    InputError,
+    ModelConfig,
+    Row,
+    Section,
+    Split,
+    Task,
+    Transform,
+)
+from hfft.text.inputs import IGNORED, Padding, load_tokenizer, longest, read_texts
 from hfft.text.language_scores import LANGUAGE_METRICS, language_metrics, score_tokens
 
 # BERT's rule (Devlin et al. 2019) for a token that is to be predicted: what it is replaced by. The
@@ -25,9 +36,15 @@ _MASK, _RANDOM = 0.8, 0.1
 Tokens = npt.NDArray[np.int64]
 
 
-class FillMaskOptions(TextOptions):
+class FillMaskOptions(Section):
     """The fill-mask task's own keys."""
 
+    max_length: int | None = Field(
+        None,
+        gt=0,
+        description="tokens of a window, of which longer texts give several; default: as many as "
+        "the model takes",
+    )
     mask_probability: float = Field(
         0.15,
         gt=0,

@@ -224,11 +224,11 @@ class TextClassification(Task):
                 part.pad_token_id = tokenizer.pad_token_id
         return tokenizer
 
-    def encode(self, processor: Any, config: PretrainedConfig) -> Encoder:
+    def encode(self, processor: Any, config: PretrainedConfig) -> TextEncoder:
         """Return what tokenizes texts, or pairs as one sequence."""
         limit = longest(processor, config, self._own.max_length)
         role = _PROBLEMS[self._own.problem_type].role
-        return Encoder(processor, limit, role)
+        return TextEncoder(processor, limit, role)
 
     def transform(self, processor: Any, *, training: bool) -> Transform:
         """Return encoded text to the model's inputs, and `labels`: as the data has them."""
@@ -342,7 +342,7 @@ class TextClassification(Task):
 
 
 @dataclass(frozen=True)
-class Encoder:
+class TextEncoder:
     """Tokenizes batches of texts or pairs; a class, since it is pickled.
 
     Attributes:

@@ -241,3 +241,57 @@ def test_what_is_wrong_with_a_stages_task_is_named(
     with pytest.raises(hfft.InputError, match=said):
         hfft.train(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_stages_of_one_task_on_other_data_go_on_with_the_head(
+    tmp_path: Path, bert: Path, texts: Path
+) -> None:
+    adapt, head, whole = stages(texts)
+    more = write_corpus(tmp_path / "more.txt", 24)
+    second = {**adapt, "name": "again", "data": {"path": str(more)}, "learning_rate": 0.0}
+    config = config_of(tmp_path, bert, texts, stages=[adapt, second, head, whole])
+    kept: dict[str, dict[str, torch.Tensor]] = {}
+    train = StageTrainer.train
+
+    def keep(self: StageTrainer, *args: Any, **kwargs: Any) -> Any:
+        tensors = {n: t.clone() for n, t in self._bare_model().state_dict().items()}
+        kept[Path(str(self.args.output_dir)).name] = tensors
+        return train(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageTrainer, "train", keep)
+        hfft.train(config)
+    name = "cls.predictions.transform.dense.weight"
+    original = load_file(bert / "model.safetensors")[name]
+    assert (kept["01-again"][name] - original).abs().max() > 1e-3
+    plan = make_plan(load_config(config))
+    assert plan.main.stages[0].subject is not plan.main.stages[1].subject
+
+
+def test_a_default_that_is_spelt_out_makes_no_other_task(
+    tmp_path: Path, bert: Path, texts: Path
+) -> None:
+    _, head, whole = stages(texts)
+    head["task"] = {"name": "text-classification", "overlong": "truncate"}
+    plan = make_plan(load_config(config_of(tmp_path, bert, texts, stages=[head, whole])))
+    assert plan.main.stages[0].subject is plan.main.stages[1].subject
+
+
+def test_what_the_source_lacks_learns_with_the_head(
+    tmp_path: Path, bert: Path, texts: Path
+) -> None:
+    """A masked language model has no pooler, which a classifier looks through."""
+    plan = make_plan(load_config(config_of(tmp_path, bert, texts)))
+    head = plan.main.stages[1]
+    assert {name for name in head.subject.sizes if "pooler" in name} <= head.subject.new
+    assert not any("pooler" in name for name in head.frozen)
+    assert head.trainable_parameters == 16 * 16 + 16 + 16 * 2 + 2
+
+
+@pytest.mark.parametrize("better", [{}, {"greater_is_better": True}])
+def test_stages_of_another_task_keep_their_best_by_the_loss(
+    better: dict[str, Any], tmp_path: Path, bert: Path, texts: Path
+) -> None:
+    training = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", **better}
+    result = hfft.train(config_of(tmp_path, bert, texts, training=training))
+    assert "accuracy" in result.metrics["eval"]

@@ -18,6 +18,7 @@ _VERSION = 1
 _LIBRARIES = ("hfft", "torch", "torchvision", "transformers", "timm", "pillow")
 _OF_TOKENIZERS = (
     "chat_template",
+    "model_input_names",
     "model_max_length",
     "padding_side",
     "special_tokens_map",

@@ -25,10 +25,11 @@ class EpochCallback(TrainerCallback):
     """
 
     def __init__(self, dataset: EpochAware) -> None:
-        self.dataset = dataset
+        self.told: list[EpochAware] = [dataset]
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Pass the epoch on; a run resumed inside one has a fraction of it behind it."""
-        self.dataset.set_epoch(int(state.epoch or 0))
+        for one in self.told:
+            one.set_epoch(int(state.epoch or 0))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hfft.errors import InputError
 from hfft.penalties.activations import channel_axis, precise
-from hfft.penalties.penalty import Batches
+from hfft.penalties.penalty import Batches, LabelledBatches
 
 
 def loss_increase(
@@ -55,10 +55,10 @@ def loss_increase(
         for batch, size in limited(batches, examples, device):
             maps.clear()
             with torch.enable_grad():
-                outputs = model(**batch)
+                outputs = model(**inputs_of(batch, batches))
                 reached = [path for path in layers if path in maps]
                 gradients = torch.autograd.grad(
-                    required(outputs, "loss", "give the batches labels"),
+                    loss_of(outputs, batch, batches),
                     [maps[path] for path in reached],
                     allow_unused=True,
                 )
@@ -138,6 +138,23 @@ def part(batch: Mapping[str, Any], start: int, stop: int, device: torch.device) 
         else value
         for name, value in batch.items()
     }
+
+
+def inputs_of(batch: Mapping[str, Any], batches: Batches) -> dict[str, Any]:
+    """Return what the model is called with: the labels are perhaps its batches' own business."""
+    own = isinstance(batches, LabelledBatches)
+    return {name: value for name, value in batch.items() if not (own and name == "labels")}
+
+
+def loss_of(outputs: Any, batch: Mapping[str, Any], batches: Batches) -> Tensor:
+    """Return a batch's loss: as its batches say, else the model's own.
+
+    Raises:
+        InputError: the model has none.
+    """
+    if isinstance(batches, LabelledBatches):
+        return batches.loss(outputs, batch["labels"])
+    return required(outputs, "loss", "give the batches labels")
 
 
 def required(outputs: Any, name: str, remedy: str) -> Tensor:

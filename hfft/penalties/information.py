@@ -17,8 +17,8 @@ from torch.func import functional_call
 
 from hfft.errors import InputError
 from hfft.penalties.activations import precise
-from hfft.penalties.attention import batch_size, part, required
-from hfft.penalties.penalty import Batches
+from hfft.penalties.attention import batch_size, inputs_of, loss_of, part, required
+from hfft.penalties.penalty import Batches, LabelledBatches
 
 IGNORED = -100
 """The label of a token that counts for nothing, in transformers."""
@@ -80,11 +80,13 @@ def diagonal_fisher(
             count += 1
             if number % world != rank:
                 continue
-            outputs = functional_call(model, {**others, **theta}, kwargs=example)
+            inputs = inputs_of(example, batches)
+            outputs = functional_call(model, {**others, **theta}, kwargs=inputs)
             if labels == "given":
-                log_p = -required(outputs, "loss", "give the batches labels")
+                log_p = -loss_of(outputs, example, batches)
             else:
-                shifted = getattr(model, "loss_type", None) == "ForCausalLM"
+                aligned = isinstance(batches, LabelledBatches)
+                shifted = not aligned and getattr(model, "loss_type", None) == "ForCausalLM"
                 log_p = _log_p_of_a_draw(outputs, example.get("labels"), shifted, seed=number)
             gradients = torch.autograd.grad(log_p, list(theta.values()), allow_unused=True)
             for total, gradient in zip(found.values(), gradients, strict=True):

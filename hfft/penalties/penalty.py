@@ -8,7 +8,7 @@ module under the entry-point group `hfft.penalties`. Most need one method only: 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, TypeVar
@@ -24,6 +24,22 @@ from hfft.sections import PenaltyConfig, Section
 
 Mode = Literal["coupled", "decoupled"]
 Batches = Iterable[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class LabelledBatches:
+    """Batches with a loss of their own, for which labels are aligned with the logits.
+
+    Attributes:
+        batches: keyword arguments of the model's forward, and `labels`, which it is not given.
+        loss: of the model's outputs and the labels.
+    """
+
+    batches: Batches
+    loss: Callable[[Any, Tensor], Tensor]
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return iter(self.batches)
 
 
 @dataclass(frozen=True)

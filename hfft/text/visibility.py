@@ -52,13 +52,21 @@ def _texts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _still(model: PreTrainedModel) -> Iterator[None]:
-    """Have a model in evaluation mode for a while, and each of its modules as it was after."""
+    """Have a model in evaluation mode for a while, and each of its modules as it was after.
+
+    Flash attention takes neither float32 nor the CPU, where models are tried: sdpa stands for it.
+    """
     training = [module for module in model.modules() if module.training]
+    attention = model.config._attn_implementation
     model.eval()  # type: ignore[no-untyped-call]
+    if "flash" in str(attention):
+        model.set_attn_implementation("sdpa")
     try:
         with torch.no_grad():
             yield
     finally:
+        if "flash" in str(attention):
+            model.set_attn_implementation(attention)
         for module in training:
             module.training = True
 

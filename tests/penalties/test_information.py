@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,10 +15,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfft.errors import InputError
 from hfft.hooks.penalty import PenaltyCallback
 from hfft.penalties.information import diagonal_fisher
+from hfft.penalties.penalty import LabelledBatches
 
 from ..families import FAMILIES
 from .training import Gradients, assert_same, batch, elsewhere, gradients_of, make, train
@@ -145,6 +147,31 @@ def test_a_causal_model_predicts_the_next_token() -> None:
     batches = [{"inputs": inputs, "labels": labels}]
     found = diagonal_fisher(model, values(model), batches, examples=2000)["weight"]
     assert_near(found, expectation(model.weight.detach(), inputs[0, :1]))
+
+
+@pytest.mark.parametrize("labels", ["given", "sampled"])
+def test_batches_with_a_loss_of_their_own_have_labels_aligned_with_the_logits(
+    labels: Literal["given", "sampled"],
+) -> None:
+    """As tasks have; a causal model's own labels stand one place further on."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=11, n_embd=8, n_layer=1, n_head=2, n_positions=8)
+    model = GPT2LMHeadModel(config).eval()
+    model.loss_type = "ForCausalLM"  # type: ignore[assignment]
+    ids = torch.randint(11, (4, 6))
+    whole = ids[:, 1:].clone()
+    whole[:, :2] = -100
+    native = [{"input_ids": ids, "labels": torch.cat([ids[:, :1] * 0 - 100, whole], 1)}]
+    aligned = [{"input_ids": ids, "labels": torch.cat([whole, ids[:, :1] * 0 - 100], 1)}]
+
+    def loss(outputs: Any, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
+
+    options: Any = {"examples": 4, "labels": labels, "names": ["transformer.h.0.ln_1.weight"]}
+    expected = diagonal_fisher(model, values(model), native, **options)
+    found = diagonal_fisher(model, values(model), LabelledBatches(aligned, loss), **options)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
 
 
 def test_the_draws_are_the_same_every_time_and_the_labels_do_not_matter() -> None:
