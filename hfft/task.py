@@ -120,8 +120,11 @@ class Task(ABC):
 
     @property
     def truncates(self) -> bool:
-        """Whether examples that `encode` cut short are a note to the user, not an error."""
-        return True
+        """Whether examples that `encode` cut short are a note to the user, not an error.
+
+        The option `overlong` says so, where a task has it.
+        """
+        return getattr(self.options, "overlong", "truncate") == "truncate"
 
     @property
     def needs(self) -> Needs:

@@ -86,11 +86,6 @@ class QuestionAnswering(Task):
         """Nothing is random."""
         return False
 
-    @property
-    def truncates(self) -> bool:
-        """Whether questions may be cut short."""
-        return self._own.overlong == "truncate"
-
     def flaws(self, rows: Mapping[str, list[Any]]) -> list[str]:
         """Look for the answer that is learned, the first, in its context."""
         return [

@@ -76,11 +76,6 @@ class Summarization(Task):
         """Never."""
         return False
 
-    @property
-    def truncates(self) -> bool:
-        """Whether longer texts and summaries lose their end."""
-        return self._own.overlong == "truncate"
-
     def configure(self, config: PretrainedConfig, labels: Sequence[str]) -> PretrainedConfig:
         """Write the prefix into the config, in T5's own form, so that the model keeps it."""
         if not config.is_encoder_decoder:

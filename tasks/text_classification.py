@@ -191,11 +191,6 @@ class TextClassification(Task):
         """Nothing is random."""
         return False
 
-    @property
-    def truncates(self) -> bool:
-        """Whether texts may be cut short."""
-        return self._own.overlong == "truncate"
-
     def flaws(self, rows: Mapping[str, list[Any]]) -> list[str]:
         """Find numbers that can't be learned, since they mean "no label" to the engine."""
         if self._own.problem_type != "regression":

@@ -93,11 +93,6 @@ class TextGeneration(Task):
         """Nothing is random."""
         return False
 
-    @property
-    def truncates(self) -> bool:
-        """Whether conversations and completions may be cut short; texts never lose anything."""
-        return self._own.overlong == "truncate"
-
     def roles(self, found: Collection[str]) -> Collection[str]:
         """Return what is learned from: chats before prompts with completions before texts."""
         if "messages" in found:

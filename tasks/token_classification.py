@@ -66,11 +66,6 @@ class TokenClassification(Task):
         """Never."""
         return False
 
-    @property
-    def truncates(self) -> bool:
-        """Whether longer examples lose their end."""
-        return self._own.overlong == "truncate"
-
     def flaws(self, rows: Mapping[str, list[Any]]) -> list[str]:
         """Return where there are no words, or not as many tags."""
         return [_flaw(*row) for row in zip(rows["words"], rows["tags"], strict=True)]

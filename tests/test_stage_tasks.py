@@ -53,6 +53,22 @@ def body(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {n: t for n, t in tensors.items() if n.startswith("bert.") and "pooler" not in n}
 
 
+def trained_from(config: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Run a config; return the tensors that each stage starts with."""
+    kept: dict[str, dict[str, torch.Tensor]] = {}
+    train = StageTrainer.train
+
+    def keep(self: StageTrainer, *args: Any, **kwargs: Any) -> Any:
+        tensors = {n: t.clone() for n, t in self._bare_model().state_dict().items()}
+        kept[Path(str(self.args.output_dir)).name] = tensors
+        return train(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageTrainer, "train", keep)
+        hfft.train(config)
+    return kept
+
+
 def far(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     return max((one[name] - other[name]).abs().max().item() for name in body(one))
 
@@ -136,17 +152,7 @@ def test_a_penalty_pulls_to_the_original_or_to_the_adapted_weights(
     config_text["stages"][0]["learning_rate"] = 1e8  # against the clipping: it moves by 0.1 a step
     config_text["stages"][1]["learning_rate"] = 0.0
     config.write_text(yaml.safe_dump(config_text))
-    kept: dict[str, dict[str, torch.Tensor]] = {}
-    train = StageTrainer.train
-
-    def keep(self: StageTrainer, *args: Any, **kwargs: Any) -> Any:
-        tensors = {n: t.clone() for n, t in self._bare_model().state_dict().items()}
-        kept[Path(str(self.args.output_dir)).name] = tensors
-        return train(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StageTrainer, "train", keep)
-        hfft.train(config)
+    kept = trained_from(config)
     original, adapted = kept["00-adapt"], kept["02-whole"]
     final = weights(tmp_path / "run")
     assert far(adapted, original) > 1e-2
@@ -250,17 +256,7 @@ def test_stages_of_one_task_on_other_data_go_on_with_the_head(
     more = write_corpus(tmp_path / "more.txt", 24)
     second = {**adapt, "name": "again", "data": {"path": str(more)}, "learning_rate": 0.0}
     config = config_of(tmp_path, bert, texts, stages=[adapt, second, head, whole])
-    kept: dict[str, dict[str, torch.Tensor]] = {}
-    train = StageTrainer.train
-
-    def keep(self: StageTrainer, *args: Any, **kwargs: Any) -> Any:
-        tensors = {n: t.clone() for n, t in self._bare_model().state_dict().items()}
-        kept[Path(str(self.args.output_dir)).name] = tensors
-        return train(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StageTrainer, "train", keep)
-        hfft.train(config)
+    kept = trained_from(config)
     name = "cls.predictions.transform.dense.weight"
     original = load_file(bert / "model.safetensors")[name]
     assert (kept["01-again"][name] - original).abs().max() > 1e-3
