@@ -105,7 +105,8 @@ def read_labels(dataset: datasets.Dataset, column: str) -> LabelColumn:
             f"holds {described(feature)}, not one name of a class; for several labels an example "
             "set task.problem_type: multi_label_classification"
         )
-    return _read(_values(dataset, column), feature)
+    remedy = "; for regression set task.problem_type: regression"
+    return _read(_values(dataset, column), feature, of_fractions=remedy)
 
 
 def read_label_lists(
@@ -142,7 +143,7 @@ def _values(dataset: datasets.Dataset, column: str) -> pa.Array:
     return table.column(0).combine_chunks()
 
 
-def _read(values: pa.Array, feature: Any) -> LabelColumn:
+def _read(values: pa.Array, feature: Any, *, of_fractions: str = "") -> LabelColumn:
     if isinstance(feature, datasets.ClassLabel):
         ids = values.fill_null(MISSING).to_numpy(zero_copy_only=False).astype(np.int64)
         return LabelColumn(list(feature.names), ids, declared=True)
@@ -150,7 +151,8 @@ def _read(values: pa.Array, feature: Any) -> LabelColumn:
         encoded = values.dictionary_encode()
     except NotImplementedError as error:  # nested, or datasets' column of mixed types
         raise InputError(f"holds {described(feature)}, not names of classes") from error
-    found = [_class_name(value, values.type) for value in encoded.dictionary.to_pylist()]
+    distinct = encoded.dictionary.to_pylist()
+    found = [_class_name(value, values.type, of_fractions) for value in distinct]
     names = natural_sort({name for name in found if name is not None})
     place = {name: number for number, name in enumerate(names)}
     codes = [MISSING if name is None else place[name] for name in found]
@@ -158,14 +160,14 @@ def _read(values: pa.Array, feature: Any) -> LabelColumn:
     return LabelColumn(names, np.array([*codes, MISSING], dtype=np.int64)[indices])
 
 
-def _class_name(value: object, kind: object) -> str | None:
+def _class_name(value: object, kind: object, of_fractions: str) -> str | None:
     if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, float):
         if not value.is_integer():
             raise InputError(
-                f"holds fractions such as {value}, which are quantities, not names of classes; "
-                "for regression set task.problem_type: regression"
+                f"holds fractions such as {value}, which are quantities, not names of classes"
+                f"{of_fractions}"
             )
         return str(int(value))
     if isinstance(value, str | int):

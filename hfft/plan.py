@@ -151,7 +151,7 @@ class _Planner:
                     config.batch_tokens,
                 )
             except InputError as error:
-                self.problems += error.messages
+                self.problems += [subject.place + message for message in error.messages]
                 self._steps[subject] = 1
 
     def main(self) -> Trial:

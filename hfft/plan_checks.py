@@ -37,6 +37,10 @@ def check_training(config: Config, subject: Subject) -> list[str]:
         problems.append(
             f"training.label_smoothing_factor: expected a number from 0 to 1, found {smoothing}"
         )
+    elif smoothing and not subject.task.smooths:
+        problems.append(
+            "training.label_smoothing_factor: is for classes, not for numbers; remove it"
+        )
     strategy = config.training.get("train_sampling_strategy", "random")
     if subject.examples["train"].lengths is None:
         if config.batch_tokens is not None:
@@ -55,7 +59,7 @@ def check_training(config: Config, subject: Subject) -> list[str]:
             f"training.train_sampling_strategy: {strategy} and batch_tokens both choose the "
             f"batches; keep one of them"
         )
-    return problems
+    return [subject.place + problem for problem in problems]
 
 
 def hardware_notes(config: Config) -> list[str]:

@@ -42,6 +42,7 @@ class Subject:
         groups: its layers.
         new: names of the parameters that the source does not bring.
         encoder: for further data.
+        place: what messages begin with where it is a stage's own, such as `stages.0: `.
     """
 
     task: Task
@@ -55,6 +56,7 @@ class Subject:
     groups: LayerGroups
     new: frozenset[str]
     encoder: Encoder
+    place: str = ""
 
     @property
     def labels(self) -> list[str]:
@@ -70,7 +72,7 @@ class Subject:
     def notes(self) -> list[str]:
         """What the user should know of the data."""
         encoding = [note for examples in self.examples.values() for note in examples.notes]
-        return [*self.data.notes, *encoding]
+        return [self.place + note for note in (*self.data.notes, *encoding)]
 
 
 def make_task(config: TaskConfig) -> Task:
@@ -99,10 +101,10 @@ def read_subjects(config: Config) -> list[Subject]:
         if key in found:
             continue
         data = config.data if key == own or stage is None else _data_of(stage, task, config.data)
+        place = "" if key == own else f"stages.{number}: "
         try:
-            found[key] = _read(config, task, data)
+            found[key] = _read(config, task, data, place)
         except InputError as error:
-            place = "" if key == own else f"stages.{number}: "
             problems += [f"{place}{message}" for message in error.messages]
     if problems:
         raise InputError(problems)
@@ -121,7 +123,7 @@ def _data_of(stage: Stage, task: Task, of_run: DataConfig) -> DataConfig:
     return of_run.model_copy(update={"columns": columns, "test": None})
 
 
-def _read(config: Config, task: Task, chosen: DataConfig) -> Subject:
+def _read(config: Config, task: Task, chosen: DataConfig, place: str) -> Subject:
     problems: list[str] = []
     data = model_config = None
     processes = join_processes()
@@ -164,6 +166,7 @@ def _read(config: Config, task: Task, chosen: DataConfig) -> Subject:
         groups=groups.with_head(lacking),
         new=lacking | frozenset(head if head_is_new(config.model, model, head) else ()),
         encoder=encoder,
+        place=place,
     )
 
 

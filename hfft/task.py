@@ -119,6 +119,11 @@ class Task(ABC):
         return True
 
     @property
+    def smooths(self) -> bool:
+        """Whether `loss` has labels that can be smoothed."""
+        return True
+
+    @property
     def truncates(self) -> bool:
         """Whether examples that `encode` cut short are a note to the user, not an error.
 

@@ -18,7 +18,6 @@ from hfft.registry import register
 from hfft.task import (
     Collate,
     Column,
-    InputError,
     ModelConfig,
     Row,
     Section,
@@ -191,6 +190,11 @@ class TextClassification(Task):
         """Nothing is random."""
         return False
 
+    @property
+    def smooths(self) -> bool:
+        """Whether there are classes, not numbers."""
+        return self._own.problem_type != "regression"
+
     def flaws(self, rows: Mapping[str, list[Any]]) -> list[str]:
         """Find numbers that can't be learned, since they mean "no label" to the engine."""
         if self._own.problem_type != "regression":
@@ -266,18 +270,10 @@ class TextClassification(Task):
             labels: classes (B,), ones and zeros (B, classes), or numbers (B,).
             items: labels that count in all micro-batches of all processes; None: in this batch.
             smoothing: of classes; 1 becomes 1 - smoothing / 2 where there may be several.
-
-        Raises:
-            InputError: numbers were to be smoothed.
         """
         problem = self._own.problem_type
         if problem == "single_label_classification":
             return super().loss(outputs, labels, items, smoothing)
-        if problem == "regression" and smoothing:
-            raise InputError(
-                "training.label_smoothing_factor: is for classes; remove it where "
-                "task.problem_type is regression"
-            )
         kept = labels != IGNORED
         logits = outputs.logits.float().view(labels.shape)[kept]
         targets = labels[kept].float()

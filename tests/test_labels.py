@@ -86,6 +86,12 @@ def test_selected_and_sliced_rows_are_read_in_their_order() -> None:
     assert read_labels(rows.select(range(2, 4)), "label").names == ["c", "d"]
 
 
+def test_fractions_in_lists_of_labels_are_not_told_to_be_a_regression() -> None:
+    dataset = datasets.Dataset.from_dict({"tags": [[0.5, 1.0], [2.0]]})
+    with pytest.raises(InputError, match=r"fractions such as 0.5.*not names of classes$"):
+        read_label_lists(dataset, "tags")
+
+
 def test_fractions_are_not_classes() -> None:
     with pytest.raises(
         InputError, match=r"such as 0\.5, which are quantities, .*problem_type: regression"

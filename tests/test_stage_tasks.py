@@ -284,6 +284,16 @@ def test_what_the_source_lacks_learns_with_the_head(
     assert head.trainable_parameters == 16 * 16 + 16 + 16 * 2 + 2
 
 
+def test_what_is_said_of_a_stages_own_data_names_the_stage(
+    tmp_path: Path, bert: Path, texts: Path
+) -> None:
+    plan = make_plan(load_config(config_of(tmp_path, bert, texts)))
+    [held_out] = [note for note in plan.notes if "held out" in note]
+    assert held_out.startswith("stages.0: data.validation is left out")
+    with pytest.raises(hfft.InputError, match=r"stages.0: batch_tokens: 5 tokens hold no example"):
+        hfft.train(config_of(tmp_path, bert, texts, batch_tokens=5))
+
+
 @pytest.mark.parametrize("better", [{}, {"greater_is_better": True}])
 def test_stages_of_another_task_keep_their_best_by_the_loss(
     better: dict[str, Any], tmp_path: Path, bert: Path, texts: Path

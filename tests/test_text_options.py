@@ -126,6 +126,7 @@ def test_smoothing_enters_the_loss(name: str, tmp_path: Path) -> None:
 def test_numbers_are_not_smoothed(tmp_path: Path) -> None:
     with pytest.raises(hfft.InputError, match="label_smoothing_factor: is for classes"):
         train("numbers", tmp_path, training={"label_smoothing_factor": 0.1})
+    assert not list(tmp_path.rglob("environment.json"))
 
 
 @pytest.mark.parametrize("name", first_of("single label", "texts to go on", "gaps", "summaries"))
