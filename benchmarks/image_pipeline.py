@@ -35,7 +35,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from transformers import TimmWrapperImageProcessor, ViTImageProcessor
 
-from hfft.tasks.image_classification import ImageClassification, ImageOptions
+from hfft.tasks.image_classification import ClassificationOptions, ImageClassification
 
 PEERS = ("torch", "torchvision", "timm", "transformers", "pillow")
 CLASSES, PER_CLASS, SIDE = 8, 48, 96
@@ -60,7 +60,7 @@ class Recipe:
 
     def task(self, decode: str) -> Callable[[str], Tensor]:
         """Return a path to `pixel_values`, as hfft evaluates."""
-        task = ImageClassification(ImageOptions.model_validate({"decode": decode}))
+        task = ImageClassification(ClassificationOptions.model_validate({"decode": decode}))
         transform = task.transform(self.processor, training=False)
         return lambda path: transform({"image": {"path": path, "bytes": None}, "label": 0})[
             "pixel_values"

@@ -10,13 +10,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from peak_memory import EXACT, Watch
 from penalty_cost_cases import DISTANCE, RATE, STRENGTH, is_lower, make, naive
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
@@ -29,8 +28,6 @@ from hfft.sections import PenaltyConfig
 
 STEPS = 3
 MB = 1e6
-# malloc gives every freed tensor back at once: peaks are of what is in use, not of fragments
-_EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 VARIANTS = {
     "none": "without a penalty",
     "copy": "l2_sp, theta_s copied",
@@ -56,7 +53,7 @@ def report_memory(name: str, batch: int) -> None:
         for variant in wanted:
             command = [sys.executable, __file__, name, str(batch), variant, folder]
             done = subprocess.run(
-                command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | _EXACT
+                command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | EXACT
             )
             found = json.loads(done.stdout.splitlines()[-1])
             base = found["peak"] if variant.startswith("none") else base
@@ -86,27 +83,6 @@ def report_rounding() -> None:
         f"theta_s in bfloat16: R at theta_s is {value:.1e} instead of 0; at relative distance "
         f"{DISTANCE} R is {right:.1e} and the gradient is wrong by {error:.1%}"
     )
-
-
-class Watch:
-    """Looks at this process's anonymous memory, again and again."""
-
-    def __init__(self) -> None:
-        self.peak, self._ends = 0, threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-
-    def end(self) -> int:
-        """Return the most that was seen, in bytes."""
-        self._ends.set()
-        self._thread.join()
-        return self.peak
-
-    def _look(self) -> None:
-        while not self._ends.wait(0.003):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("RssAnon:"):
-                    self.peak = max(self.peak, 1024 * int(line.split()[1]))
 
 
 def train(name: str, batch: int, variant: str, folder: str) -> dict[str, float]:

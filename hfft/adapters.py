@@ -92,13 +92,14 @@ def inject(
 
     config = LoraConfig(**{key: value for key, value in options.items() if key != MERGE})
     layers = _adaptable(model, head)
-    notes = _default_targets(config, model, layers)
+    kind = _default_targets(config, model, layers)
     config.target_modules = _matching(config, model, layers)
     bare = [p for p in config.target_modules if getattr(layers[p], "bias", None) is None]
     if config.lora_bias and bare:
         raise InputError(f"lora_bias: {bare[0]} has no bias that one could be merged into")
     if config.bias == "all" and any(isinstance(m, _NormBase) for m in model.modules()):
         raise InputError("bias: all would set the statistics of BatchNorm moving; use lora_only")
+    notes = [_without_default(kind, config)] if kind else []
     # they have done their work, and would do it again on the names that were found
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -254,8 +255,8 @@ def _linear(layers: Mapping[str, nn.Module]) -> list[str]:
     return [path for path, layer in layers.items() if isinstance(layer, nn.Linear | Conv1D)]
 
 
-def _default_targets(config: Any, model: Any, layers: Mapping[str, nn.Module]) -> list[str]:
-    """Fill in `target_modules` where it is left out; say so where peft has no default."""
+def _default_targets(config: Any, model: Any, layers: Mapping[str, nn.Module]) -> str:
+    """Fill in `target_modules` where it is left out; return of which kind, if not peft's own."""
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
 
     if config.target_modules == "all-linear":
@@ -266,20 +267,25 @@ def _default_targets(config: Any, model: Any, layers: Mapping[str, nn.Module]) -
                 f"{type(model).__name__}; name its convolutions"
             )
     if config.target_modules is not None:
-        return []
+        return ""
     default = DEFAULTS.get(getattr(getattr(model, "config", None), "model_type", ""))
     if isinstance(default, list) and any(_is_named(path, default) for path in layers):
         config.target_modules = default
-        return []
+        return ""
     linear = _linear(layers)
     if config.layers_to_transform is not None:  # which peft heeds in suffixes, not in whole paths
         linear = sorted({path.rpartition(".")[2] for path in linear})
-    kind = "linear layers" if linear else "convolutions"
     config.target_modules = linear or [p for p, m in layers.items() if type(m) in _CONVOLUTIONS]
-    return [
+    return "linear layers" if linear else "convolutions"
+
+
+def _without_default(kind: str, config: Any) -> str:
+    chosen = config.exclude_modules is not None or config.layers_to_transform is not None
+    return (
         f"lora: peft has no default target_modules for this model; all its {kind} below the head "
-        f"are adapted ({len(config.target_modules)})"
-    ]
+        f"{'that the other options leave ' if chosen else ''}are adapted "
+        f"({len(config.target_modules)})"
+    )
 
 
 def _is_named(path: str, targets: Collection[str]) -> bool:

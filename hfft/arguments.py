@@ -12,8 +12,9 @@ from torch import nn
 from transformers import PretrainedConfig, TrainingArguments
 
 from hfft.config import Config
+from hfft.contrastive_plan import with_batch
 from hfft.errors import InputError
-from hfft.processes import has_accelerator
+from hfft.processes import has_accelerator, join_processes
 from hfft.trainer import StageTrainer
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def training_arguments(
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,  # it hides what StageTrainer stops at
     }
-    values = {**ours, **config.training, **of_stage, **fixed, **_best(config, planned)}
+    training = with_batch(config.training, stage, join_processes().num_processes)
+    values = {**ours, **training, **of_stage, **fixed, **_best(config, planned)}
     # else they are forked anew for each epoch and each evaluation; no workers can't persist
     persistent = has_accelerator() and values["dataloader_num_workers"] not in (0, None)
     values.setdefault("dataloader_persistent_workers", persistent)

@@ -73,10 +73,14 @@ class StageCheckpoints:
         self.folder = folder
         self.finished = folder / "finished"
 
+    def whole(self) -> list[Path]:
+        """Return the sealed checkpoints, the newest last."""
+        found = [path for path in self.folder.glob("checkpoint-*") if _is_whole(path)]
+        return sorted(found, key=step_of)
+
     def newest(self) -> Path | None:
         """Return the newest sealed checkpoint, or None."""
-        found = [path for path in self.folder.glob("checkpoint-*") if _is_whole(path)]
-        return max(found, key=step_of, default=None)
+        return next(reversed(self.whole()), None)
 
     def discard_partial(self) -> None:
         """Remove what a killed run left half-written."""
@@ -98,6 +102,8 @@ class StageCheckpoints:
         optimizer: OptimizerState,
         result: dict[str, Any],
         untouched: Collection[str] = (),
+        *,
+        keep_checkpoints: bool = False,
     ) -> None:
         """Keep what the next stage starts from; drop this stage's own checkpoints.
 
@@ -106,6 +112,7 @@ class StageCheckpoints:
             optimizer: its state, by parameter name.
             result: what the stage came to.
             untouched: names of the parameters that are as the trial started with them.
+            keep_checkpoints: leave them for a soup.
         """
         partial = self.folder / "finished.partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -114,7 +121,7 @@ class StageCheckpoints:
         torch.save(optimizer, partial / "optimizer.pt")
         write_json(partial / "result.json", result)
         partial.rename(self.finished)
-        for path in self.folder.glob("checkpoint-*"):
+        for path in () if keep_checkpoints else self.folder.glob("checkpoint-*"):
             shutil.rmtree(path)
 
     def restore(self, model: nn.Module) -> OptimizerState:

@@ -49,6 +49,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, .
             lines[f"{place}: {given!r} is none of its values{nearest(str(given), expected)}"] = None
         elif kind == "value_error":
             lines[f"{place}: {context['error']}" if place else str(context["error"])] = None
+        elif kind in ("tuple_type", "list_type"):
+            lines[f"{place}: expected a list, found {item['input']!r}"] = None
         elif kind in _NO_SECTION:
             lines[f"{place}: expected `key: value` lines, found {item['input']!r}"] = None
         else:
@@ -115,9 +117,9 @@ def _annotation(model: type[BaseModel], path: list[str]) -> Any:
 
 
 def _section_of(annotation: Any, tag: str | None) -> type[BaseModel] | None:
-    """Find the section class inside an annotation; with a tag, the one of that `name`."""
+    """Find the section class inside an annotation; with a tag, the one of that `name` or `kind`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        name = annotation.model_fields.get("name")
+        name = annotation.model_fields.get("name") or annotation.model_fields.get("kind")
         if tag is None or (name is not None and tag in typing.get_args(name.annotation)):
             return annotation
         return None

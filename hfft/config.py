@@ -12,12 +12,14 @@ from pydantic import (
 )
 
 from hfft.sections import (
+    AverageConfig,
     DataConfig,
     FeatureCacheConfig,
     HubConfig,
     LocalPath,
     ModelConfig,
     PenaltyConfig,
+    RetentionConfig,
     Section,
     TaskConfig,
     by_name,
@@ -60,9 +62,68 @@ def _listed(value: object) -> object:
     return (value,) if isinstance(value, dict | PenaltyConfig) else value
 
 
-class StageFields(Recipe):
-    """A recipe, and what holds the weights to the source."""
+def _freeze_of_tower(value: object) -> object:
+    if value in (None, "none", "backbone"):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(
+        f"expected none, backbone or a number of groups from the tower's input, found {value!r}"
+    )
 
+
+class TowerFields(Section):
+    """What is otherwise in one tower of a model that has several."""
+
+    freeze: Annotated[
+        Literal["none", "backbone"] | int | None, BeforeValidator(_freeze_of_tower)
+    ] = Field(None, description="none, backbone (all of the tower) or a number of its groups")
+    learning_rate: float | None = Field(None, ge=0, description="in place of the stage's")
+    layer_decay: float | None = Field(None, gt=0, le=1, description="in place of the stage's")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> TowerFields:
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("give one or more of freeze, learning_rate and layer_decay")
+        return self
+
+
+class ContrastiveConfig(Section):
+    """How many pairs are contrasted in a step, and how they pass the towers."""
+
+    global_batch: int | None = Field(
+        None,
+        gt=1,
+        description="pairs of a step, of all processes together; default: "
+        "training.per_device_train_batch_size of each",
+    )
+    chunk: int | None = Field(
+        None,
+        gt=0,
+        description="pairs that pass the towers at a time in each process: gradients are those of "
+        "the whole batch, in the memory of a chunk, at a third more time; without it the model "
+        "also makes a matrix of all pairs of a process",
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ContrastiveConfig:
+        if self.global_batch is None and self.chunk is None:
+            raise ValueError("give global_batch, chunk, or both")
+        return self
+
+
+class StageFields(Recipe):
+    """A recipe, what is otherwise in a tower, and what holds the weights to the source."""
+
+    towers: dict[str, TowerFields] | None = Field(
+        None,
+        min_length=1,
+        description="of a model of several towers, what is otherwise in one: {vision: {freeze: "
+        "backbone}}; hfft plan has their names",
+    )
+    contrastive: ContrastiveConfig | None = Field(
+        None, description="of a task that contrasts pairs: its global batch, and in which chunks"
+    )
     penalty: Annotated[
         tuple[PenaltyConfig, ...] | None, Field(strict=False), BeforeValidator(_listed)
     ] = Field(None, min_length=1, description="one, or a list, added up")
@@ -72,6 +133,16 @@ class StageFields(Recipe):
     stochnorm: float | None = Field(
         None, gt=0, le=1, description="share of BatchNorm channels on running statistics"
     )
+
+    def of_towers(self, field: str) -> dict[str, Any]:
+        """Return what towers have in the place of a field of the stage, by tower."""
+        found = {name: getattr(own, field) for name, own in (self.towers or {}).items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def _check_below_adapter(freeze: object, fields: StageFields) -> None:
+    if {freeze, *fields.of_towers("freeze").values()} != {"backbone"}:
+        raise ValueError("lora goes with freeze: backbone; the adapter learns in its place")
 
 
 def _freeze(value: object) -> object:
@@ -111,8 +182,8 @@ class Stage(StageFields):
 
     @model_validator(mode="after")
     def _adapter_on_frozen_weights(self) -> Stage:
-        if self.lora is not None and self.freeze != "backbone":
-            raise ValueError("lora goes with freeze: backbone; the adapter learns in its place")
+        if self.lora is not None:
+            _check_below_adapter(self.freeze, self)
         return self
 
 
@@ -182,6 +253,11 @@ class Lora(StageFields):
         False, description="add the adapter to the weights for good; default: keep it apart too"
     )
 
+    @model_validator(mode="after")
+    def _adapter_on_frozen_weights(self) -> Lora:
+        _check_below_adapter("backbone", self)
+        return self
+
 
 StrategyConfig = Annotated[Frozen | Full | Gradual | LpFt | Lora, Field(discriminator="name")]
 
@@ -198,6 +274,11 @@ class Baseline(Recipe):
 def _feature_cache(value: object) -> object:
     """Let a mode, or a limit, stand for the section."""
     return whole_section("feature_cache", value)
+
+
+def _average(value: object) -> object:
+    """Let a kind stand for the section."""
+    return whole_section("average", value)
 
 
 class Config(Section):
@@ -221,6 +302,16 @@ class Config(Section):
     )
     baselines: list[Annotated[Baseline, BeforeValidator(by_name)]] = Field(
         default_factory=list, description="trained in the same run, scored beside the result"
+    )
+    average: Annotated[AverageConfig | None, BeforeValidator(_average)] = Field(
+        None,
+        description="a kind, or {kind: ..., its options}: the weights of which average are the "
+        "run's result",
+    )
+    retention: RetentionConfig | None = Field(
+        None,
+        description="a second data set, scored with the source and with the fine-tuned model: what "
+        "was forgotten",
     )
     training: dict[str, Any] = Field(
         default_factory=dict, description="any field of transformers.TrainingArguments"

@@ -18,6 +18,7 @@ from hfft.errors import InputError
 from hfft.lora_fields import check_lora
 from hfft.penalties.penalty import get as get_penalty
 from hfft.penalties.penalty import kinds, make_penalty
+from hfft.sections import AverageConfig
 from hfft.training_fields import check_choice, check_training
 from hfft.yaml_file import apply_override, read_yaml
 
@@ -50,6 +51,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         problems += [_as_written(line, values) for line in explain(error, Config, ())]
     problems += _check_task_options(values.get("task"), "task")
     problems += _check_stage_tasks(values.get("stages"))
+    problems += _check_retained_task(values.get("retention"))
     problems += check_training(values.get("training"))
     if misplaced or problems or config is None:
         raise InputError([*misplaced, *(f"{path}: {problem}" for problem in problems)])
@@ -75,6 +77,8 @@ def check_config(config: Config) -> None:
     problems = _check_stages(config) + _check_lora(config)
     problems += _check_task_options(config.task.model_dump(), "task")
     problems += _check_stage_tasks([stage.model_dump() for stage in config.stages or []])
+    if config.retention is not None:
+        problems += _check_retained_task(config.retention.model_dump())
     problems += check_training(config.training)
     if problems:
         raise InputError(problems)
@@ -103,7 +107,12 @@ def json_schema() -> dict[str, Any]:
     forms = _forms(definitions, "kind", penalties, definitions["PenaltyConfig"])
     definitions["PenaltyConfig"] = {"anyOf": forms}
     sections["model"] = {"anyOf": [sections["model"], {"type": "string"}]}
-    sections["strategy"]["anyOf"].append({"enum": _names_of(StrategyConfig)})
+    towers = definitions["TowersConfig"]["properties"]
+    for name, tower in towers.items():
+        described = {"description": tower.pop("description")}
+        towers[name] = {"anyOf": [tower, {"type": "string"}], **described}
+    sections["strategy"]["anyOf"].append({"enum": _words_of(StrategyConfig, "name")})
+    sections["average"]["anyOf"].append({"enum": _words_of(AverageConfig, "kind")})
     cache = sections["feature_cache"]
     sections["feature_cache"] = {
         "anyOf": [{"$ref": cache.pop("$ref")}, {"type": ["string", "boolean", "number"]}],
@@ -134,9 +143,11 @@ def _forms(
     return forms
 
 
-def _names_of(strategies: Any) -> list[str]:
-    kinds = typing.get_args(typing.get_args(strategies)[0])
-    return [typing.get_args(kind.model_fields["name"].annotation)[0] for kind in kinds]
+def _words_of(sections: Any, key: str) -> list[str]:
+    """Return the words that tell a union's sections apart."""
+    forms = typing.get_args(typing.get_args(sections)[0])
+    words = [typing.get_args(form.model_fields[key].annotation) for form in forms]
+    return [word for own in words for word in own]
 
 
 def _check_stage_tasks(stages: object) -> list[str]:
@@ -149,6 +160,12 @@ def _check_stage_tasks(stages: object) -> list[str]:
         if isinstance(stage, dict) and stage.get("task") is not None
         for problem in _check_task_options(stage["task"], f"stages.{number}.task")
     ]
+
+
+def _check_retained_task(retention: object) -> list[str]:
+    """Check the task that is scored before and after."""
+    task = retention.get("task") if isinstance(retention, dict) else None
+    return _check_task_options(task, "retention.task")
 
 
 def _check_task_options(task: object, place: str) -> list[str]:

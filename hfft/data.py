@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal
@@ -25,7 +25,7 @@ from hfft.roles import Column, Needs, unknown_roles
 if TYPE_CHECKING:
     from hfft.sections import DataConfig
 
-__all__ = ["Column", "LoadedData", "Needs", "load_data", "load_split"]
+__all__ = ["Column", "LoadedData", "Needs", "load_data", "load_scored", "load_split"]
 
 HELD_OUT = 0.1
 """The share of every class that is held out where the config names no validation data."""
@@ -96,12 +96,51 @@ def load_data(config: DataConfig, needs: Needs, *, seed: int) -> LoadedData:
     return LoadedData(datasets.DatasetDict(splits), names, notes, skipped, fingerprints)
 
 
+def load_scored(config: DataConfig, needs: Needs, known: Sequence[str]) -> LoadedData:
+    """Reads and checks data that a model is scored on, and that nothing is trained on.
+
+    Args:
+        config: a `data` section. Its split is `validation`, or `test`; left out: validation, else
+            test, else the only one there is.
+        needs: what the task wants of it.
+        known: the classes to go by, if all that are found are among them; else by those found.
+
+    Returns:
+        The split, as "validation".
+
+    Raises:
+        InputError: as for `load_data`.
+    """
+    _quiet()
+    problems: list[str] = []
+    request = Request(needs, config.columns, config.on_bad_example == "skip", problems)
+    problems += unknown_roles(needs, config.columns)
+    source = find_source(config.path, "data.path", config.subset)
+    key = "data.validation" if config.test is None else "data.test"
+    choice = config.validation or config.test
+    choice = choice or default_split(source, key, ("validation", "test"))
+    part = read_part(source, choice, key, request)
+    names = _own_classes(part, known) if part.labels else None
+    if problems:
+        raise InputError(dict.fromkeys(problems))
+    return LoadedData(
+        splits=datasets.DatasetDict(
+            {"validation": _finish(part, request.label, names).select(part.good)}
+        ),
+        labels=names,
+        notes=_oddities({"validation": part}, names or []),
+        skipped=[path for path in part.bad.values() if path],
+        fingerprints={"validation": _fingerprint(part, part.good, names)},
+    )
+
+
 def load_split(
     path: str,
     split: str | None,
     needs: Needs,
     *,
     labels: list[str] | None,
+    open_classes: bool = False,
     chosen: Mapping[str, str] | None = None,
     on_bad_example: Literal["error", "skip"] = "error",
 ) -> datasets.Dataset:
@@ -113,6 +152,7 @@ def load_split(
         needs: what the task wants of it.
         labels: the model's classes, by whose order the label column is encoded; None leaves it
             as it is.
+        open_classes: whether the data may have other classes, by whose order it is encoded then.
         chosen: role to column, as `data.columns`.
         on_bad_example: as `data.on_bad_example`.
 
@@ -124,8 +164,10 @@ def load_split(
     request = Request(needs, chosen or {}, on_bad_example == "skip", problems)
     problems += unknown_roles(needs, request.chosen)
     source = find_source(path, "--data")
-    part = read_part(source, split or default_split(source), "--split", request)
-    if part.labels and labels is not None:
+    part = read_part(source, split or default_split(source, "--split"), "--split", request)
+    if part.labels and open_classes:
+        labels = _own_classes(part, labels or ())
+    elif part.labels and labels is not None:
         part.ids = labelling.recode(part.labels, labels)
         if part.labels.names and not set(part.labels.names) & set(labels):
             problems.append(
@@ -137,6 +179,15 @@ def load_split(
     if problems:
         raise InputError(dict.fromkeys(problems))
     return _finish(part, request.label, labels).select(part.good)
+
+
+def _own_classes(part: Part, known: Sequence[str]) -> list[str]:
+    """Encode labels by the known classes, if all that are found are among them; else by those."""
+    assert part.labels is not None
+    found = labelling.classes_of(part.labels, part.good)
+    names = list(known) if set(found) <= {*known} else found
+    part.ids = labelling.recode(part.labels, names)
+    return names
 
 
 def _quiet() -> None:
@@ -180,7 +231,7 @@ def _oddities(parts: Mapping[str, Part], names: list[str]) -> list[str]:
         "undecodable or incomplete."
         for part in parts.values()
         if part.bad
-    ]
+    ] + [note for part in parts.values() for note in part.notes]
     for one, other in combinations(parts, 2):
         a, b = parts[one], parts[other]
         shared = sum(

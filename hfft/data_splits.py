@@ -12,10 +12,13 @@ import numpy as np
 
 from hfft import labels as labelling
 from hfft import texts
-from hfft.data_sources import Source, choose, stamp
+from hfft.audio import SOUNDS, check_sounds
+from hfft.data_readers import stamp
+from hfft.data_sources import Source, choose
 from hfft.errors import InputError
-from hfft.images import as_image_column, check_images, image_files
+from hfft.images import IMAGES, check_images
 from hfft.labels import Ids, LabelColumn
+from hfft.media import Medium, stats
 from hfft.roles import Kind, Needs, match_roles
 
 T = TypeVar("T")
@@ -76,9 +79,10 @@ class Part:
         base: the folder that paths in it are relative to.
         flawed: rows with something wrong.
         bad: those of them that are left out, and their file, if one was undecodable.
-        files: its images, by device and inode.
+        files: its images and sounds, by device and inode.
         labels: its label column.
         ids: each label's number by the classes agreed upon.
+        notes: what is no error and yet worth a sentence.
     """
 
     dataset: datasets.Dataset
@@ -91,6 +95,7 @@ class Part:
     files: dict[tuple[int, int], str] = field(default_factory=dict)
     labels: LabelColumn | None = None
     ids: Ids | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> Ids:
@@ -148,13 +153,35 @@ def read_part(source: Source, choice: str, key: str, request: Request) -> Part:
 
 
 def _take_images(part: Part, role: str, request: Request) -> None:
-    part.dataset = as_image_column(part.dataset, role, part.base)
-    flaws = check_images(part.dataset, role)
-    said = f"{part.place}: {len(flaws)} of {len(part.dataset)} images can't be decoded:"
+    part.dataset = IMAGES.as_column(part.dataset, role, part.base)
+    _lose_undecodable(part, role, IMAGES, check_images(part.dataset, role), request)
+
+
+def _take_sounds(part: Part, role: str, request: Request) -> None:
+    part.dataset = SOUNDS.as_column(part.dataset, role, part.base)
+    flaws, heard = check_sounds(part.dataset, role)
+    _lose_undecodable(part, role, SOUNDS, flaws, request)
+    rates, limit = heard.rates, request.needs.columns[role].seconds
+    if limit is not None and (longer := [s for s in heard.seconds if s > limit]):
+        part.notes.append(
+            f"{part.place}: {len(longer)} of {len(heard.seconds)} sounds last longer than "
+            f"task.max_seconds ({limit:g}), up to {max(longer):.1f} s: truncated."
+        )
+    if len(rates) > 1:
+        part.notes.append(
+            f"{part.place}: sounds of {min(rates):,} to {max(rates):,} samples a second; all are "
+            f"brought to the model's rate, but those of a lower one have nothing above half of it."
+        )
+
+
+def _lose_undecodable(
+    part: Part, role: str, medium: Medium, flaws: list[tuple[int, str, str]], request: Request
+) -> None:
+    said = f"{part.place}: {len(flaws)} of {len(part.dataset)} {medium.noun}s can't be decoded:"
     lines = _lines(f"{path}: {reason}" for _, path, reason in flaws)
     rows = {row: path for row, path, _ in flaws}
     request.lose(part, rows, f"{said}{lines}\n  Mend or remove them")
-    for path, status in image_files(part.dataset, role):
+    for path, status in stats(part.dataset, role):
         part.files[status.st_dev, status.st_ino] = path
         part.identity.append(stamp(path, status))
 
@@ -198,10 +225,12 @@ def _take_formed(
 
 _TAKE: Mapping[Kind, Callable[[Part, str, Request], None]] = {
     "image": _take_images,
+    "audio": _take_sounds,
     "text": _take_text,
     "label": _take_label,
     "labels": _take_labels,
     "tags": _take_tags,
+    "captions": _take_formed(texts.as_captions_column),
     "number": _take_formed(texts.as_number_column),
     "words": _take_formed(texts.as_words_column),
     "answers": _take_formed(texts.as_answers_column),

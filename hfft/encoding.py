@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,26 @@ from typing import Any
 import datasets
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from transformers import PretrainedConfig
 
-from hfft import text
+from hfft import contrastive, text
 from hfft.errors import InputError
 from hfft.features.keys import digest, model_config, processor_identity
+from hfft.identities import file_identities
 from hfft.labels import counted
 from hfft.task import Encode, Split, Task
 
 Lengths = npt.NDArray[np.int64]
 
+_FILES = ("image", "audio")  # kinds of column
 _LIBRARIES = ("hfft", "transformers", "tokenizers", "datasets")
 _ROWS_A_PROCESS = 10_000  # below, starting one costs more than it gains
 _MOST_PROCESSES = 16
 TRUNCATED = "truncated"
 """The column of `encode` that says whether tokens were cut off."""
+ROW = "row"
+"""The column of `encode` that says which example an encoded one goes on reading."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ class Examples:
     """A split's examples, ready to be transformed one by one.
 
     Attributes:
-        rows: what is indexed: encoded examples, or several of them packed.
+        rows: what is indexed: encoded examples, with their originals where they ask for them, or
+            several packed.
         split: what scores are computed from; in the order of `rows`.
         lengths: (N,) tokens of each of the rows; None: they are no texts.
         notes: sentences for the user.
@@ -108,7 +115,9 @@ class Encoder:
         packs = self.task.pack(lengths, self.config) if training else None
         split = Split(rows, encoded, self.labels, self.processor)
         if packs is None:
-            return Examples(encoded, split, lengths, notes)
+            beside = ROW in encoded.column_names
+            indexed = RowsBeside(encoded, rows) if beside else encoded
+            return Examples(indexed, split, lengths, notes)
         sums = np.array([lengths[members].sum() for members in packs], dtype=np.int64)
         return Examples(PackedRows(encoded, packs), split, sums, notes)
 
@@ -118,8 +127,10 @@ class Encoder:
         key = digest({**self._identity, "data": fingerprint})
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "hfft-encoded"
         folder.mkdir(parents=True, exist_ok=True)
-        encoded = rows.map(
-            _Indexed(encode),
+        kinds = {role: column.kind for role, column in self.task.columns.items()}
+        files = [role for role in rows.column_names if kinds.get(role) in _FILES]
+        encoded = rows.with_format("arrow").map(
+            _Indexed(encode, tuple(files)),
             batched=True,
             with_indices=True,
             remove_columns=rows.column_names,
@@ -130,7 +141,7 @@ class Encoder:
         )
         if (backend := getattr(self.processor, "backend_tokenizer", None)) is not None:
             backend.no_truncation()  # tokenizing sets it, and it would be saved with the model
-        return encoded
+        return encoded.with_format(None)
 
     def _checked(
         self, encoded: datasets.Dataset, examples: int, place: str
@@ -141,7 +152,8 @@ class Encoder:
         if TRUNCATED in encoded.column_names:
             cut = sum(encoded.select_columns([TRUNCATED])[:][TRUNCATED])
             encoded = encoded.remove_columns(TRUNCATED)
-            said = f"{place}: {counted(cut)} of {examples} longer than the limit"
+            among = total if ROW in encoded.column_names else examples
+            said = f"{place}: {counted(cut)} of {among} longer than the limit"
             if cut and not self.task.truncates:
                 raise InputError(
                     f"{said}; shorten them, raise task.max_length, or cut them with "
@@ -161,6 +173,43 @@ class Encoder:
             )
             encoded = encoded.select(kept)
         return encoded, tuple(notes)
+
+
+class RowsBeside:
+    """Encoded examples, each with what it was made of, an image say, which isn't kept twice.
+
+    Args:
+        encoded: the examples; their `row` is one of the others.
+        rows: the originals.
+    """
+
+    def __init__(self, encoded: datasets.Dataset, rows: datasets.Dataset) -> None:
+        self.encoded, self.rows = encoded, rows
+
+    def __len__(self) -> int:
+        """Return the number of encoded examples."""
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return the columns of an encoded example and of its original; of one name, the first."""
+        encoded = self.encoded[index]
+        return {**self.rows[encoded[ROW]], **encoded}
+
+    @property
+    def originals(self) -> datasets.Dataset:
+        """The originals that anything was made of, each once."""
+        return self.rows.select(self._distinct[0])
+
+    @property
+    def places(self) -> npt.NDArray[np.int64]:
+        """(N,): which of these each example was made of."""
+        return self._distinct[1]
+
+    @cached_property
+    def _distinct(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        rows = np.asarray(self.encoded.with_format("numpy")[ROW][:])
+        found, places = np.unique(rows, return_inverse=True)
+        return found, places
 
 
 class PackedRows:
@@ -188,14 +237,19 @@ class PackedRows:
 
 @dataclass(frozen=True)
 class _Indexed:
-    """Hands an encode function the examples' places; a class, since it is sent to processes."""
+    """Hands an encode function what it reads; a class, since it is sent to processes.
+
+    That is the examples' values and places; of images and sounds, whose bytes are many, only
+    which they are.
+    """
 
     encode: Encode
+    files: tuple[str, ...]
 
-    def __call__(
-        self, batch: Mapping[str, list[Any]], indices: list[int]
-    ) -> Mapping[str, list[Any]]:
-        return self.encode({**batch, "index": indices})
+    def __call__(self, batch: pa.Table, indices: list[int]) -> Mapping[str, list[Any]]:
+        values = batch.drop_columns(list(self.files)).to_pydict()
+        known = {role: file_identities(batch.column(role)) for role in self.files}
+        return self.encode({**values, **known, "index": indices})
 
 
 def _lengths(encoded: datasets.Dataset) -> Lengths:
@@ -207,9 +261,10 @@ def _lengths(encoded: datasets.Dataset) -> Lengths:
 
 def _code(task: Task) -> str:
     """Return a digest of the task's file, and of ours that read and encode."""
-    shared = Path(text.__file__).parent
-    files = [Path(inspect.getfile(type(task))), *sorted(shared.glob("*.py"))]
-    files += sorted(shared.parent.glob("*.py"))
+    shared = [Path(text.__file__).parent, Path(contrastive.__file__).parent]
+    files = [Path(inspect.getfile(type(task)))]
+    for folder in (*shared, shared[0].parent):
+        files += sorted(folder.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

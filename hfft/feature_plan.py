@@ -16,14 +16,15 @@ from transformers import PreTrainedModel
 
 from hfft.adapters import inject
 from hfft.config import Config
-from hfft.examples import ExampleDataset, unlike
-from hfft.features.boundaries import highest_cut
+from hfft.examples import ExampleDataset, Parts, parts_of, unlike
+from hfft.features.boundaries import highest_cut_of_towers
 from hfft.features.choice import Candidate, choose, describe, fitting, seconds_of, servers
 from hfft.features.cut import MASK, Cut, NoCutError, frozen_for_now, model_inputs, trimmed
 from hfft.features.hollow import hollow_model
 from hfft.features.room import cache_root, default_limit
+from hfft.features.stored import parts_below
 from hfft.hooks.freeze import kept_in_eval
-from hfft.layers import LayerGroups, find_layer_groups
+from hfft.layers import LayerGroups, TowerFreeze, find_layer_groups
 from hfft.penalties.penalty import get as get_penalty
 from hfft.processes import join_processes
 from hfft.subject import Subject
@@ -114,27 +115,34 @@ class Prober:
         )
 
     def _cut(self, frozen: frozenset[str], groups: LayerGroups) -> Probed:
-        depths = range(groups.depth, 0, -1) if groups.ordered else ()
-        lower = [frozen & groups.frozen(depth) for depth in depths]
-        boundaries = [frozen, *(names for names in lower if names < frozen)]
         with frozen_for_now(self.model, frozen), kept_in_eval(self.model):
-            cut, names, why = highest_cut(self.model, self.batch, list(dict.fromkeys(boundaries)))
+            towers = _boundaries(frozen, groups)
+            cut, names, why = highest_cut_of_towers(self.model, self.batch, frozen, towers)
         flops = cut.flops
         if MASK in self.batch and self.length:
             flops *= self.length / self.batch[MASK].shape[1]
         return Probed(cut, names, why, flops)
 
 
+def _boundaries(frozen: frozenset[str], groups: LayerGroups) -> list[list[frozenset[str]]]:
+    """Return what of each tower is frozen: in all its groups, in all but the highest, and so on."""
+    found = []
+    for tower, body in groups.towers.items():
+        depths: Sequence[TowerFreeze] = range(len(body), 0, -1) if groups.ordered else ["backbone"]
+        lower = [frozen & groups.frozen("none", {tower: depth}) for depth in depths]
+        found.append(list(dict.fromkeys(names for names in lower if names)))
+    return found
+
+
 def mean_length(examples: ExampleDataset) -> float:
     """Return how many tokens an example has, over a sample; 0 for what is no text."""
-    step = max(1, len(examples) // _SAMPLE)
-    lengths: list[int] = []
-    for index in range(0, len(examples), step):
-        ids = examples.version(index, 0).get("input_ids")
-        if ids is None:
-            return 0.0
-        lengths.append(len(ids))
-    return sum(lengths) / len(lengths)
+    names = parts_of(examples.transform)
+    texts = {name for name in names if "input_ids" in examples.only({name}).version(0, 0)}
+    if not texts:
+        return 0.0
+    own = examples.only(texts)  # images needn't be opened
+    sample = range(0, len(own), max(1, len(own) // _SAMPLE))
+    return sum(len(own.version(index, 0)["input_ids"]) for index in sample) / len(sample)
 
 
 class FeaturePlanner:
@@ -195,9 +203,9 @@ class FeaturePlanner:
             NoCutError: nothing, and why.
         """
         self._check(stage)
-        counts = self._visits(stage, last=last)
         prober = self._prober(stage)
         found = prober.cut(stage.frozen, stage.groups)
+        counts = self._visits(stage, found.cut, last=last)
         repeated = max(found.cut.calls[slot.call.module] for slot in found.cut.slots) > 1
         if repeated and self.config.training.get("gradient_checkpointing"):
             raise NoCutError("under gradient_checkpointing a layer is called several times")
@@ -227,22 +235,40 @@ class FeaturePlanner:
             if get_penalty(penalty.config.kind).reads_inputs:
                 raise NoCutError(f"the penalty {penalty.config.kind} needs the model's inputs")
 
-    def _visits(self, stage: PlannedStage, *, last: bool) -> dict[str, tuple[float, int]]:
+    def _visits(self, stage: PlannedStage, cut: Cut, *, last: bool) -> dict[str, tuple[float, int]]:
         """Return of each split that can be stored: how many examples run, and how many differ."""
         counts = {}
+        parts = self._parts_below(cut)
         train, held_out = self.sizes["train"], self.sizes.get("validation")
         if self.task.generates:  # with the whole model, token by token
             held_out, last = None, False
-        if not self.task.augments:
-            counts["train"] = (train * stage.epochs, train)
+        if not self._augments(parts):
+            counts["train"] = (train * stage.epochs, self._distinct("train", parts))
         elif self.settings.views is not None:
             counts["train"] = (train * stage.epochs, train * self.settings.views)
         if held_out is not None:
             evaluations = max(1, round(stage.epochs)) + last
-            counts["validation"] = (held_out * evaluations, held_out)
+            counts["validation"] = (held_out * evaluations, self._distinct("validation", parts))
         if last and "test" in self.sizes:
-            counts["test"] = (self.sizes["test"], self.sizes["test"])
+            counts["test"] = (self.sizes["test"], self._distinct("test", parts))
         return counts
+
+    def _distinct(self, split: str, parts: frozenset[str]) -> int:
+        """Return how many examples differ in some parts: of an image's captions it makes one."""
+        rows = self.subject.examples[split].rows
+        return len(ExampleDataset(rows, self.examples.transform).only(parts))
+
+    def _parts_below(self, cut: Cut) -> frozenset[str]:
+        """Return the parts of an example that needn't be made once it is stored."""
+        names = parts_of(self.examples.transform)
+        return parts_below(cut, {n: self.examples.only({n}).version(0, 0) for n in names})
+
+    def _augments(self, parts: frozenset[str]) -> bool:
+        """Whether some parts of a training example are random."""
+        transform = self.subject.transforms["train"]
+        if not isinstance(transform, Parts):
+            return self.task.augments
+        return not transform.random.isdisjoint(parts)
 
     def _prober(self, stage: PlannedStage) -> Prober:
         adapter = stage.stage.lora
@@ -281,9 +307,11 @@ class FeaturePlanner:
 
     def advice(self, stages: Sequence[PlannedStage]) -> list[str]:
         """Say what to set where random changes of the training data stand in the way."""
-        blocked = self.task.augments and self.settings.views is None
-        epochs = max((stage.epochs for stage in stages if stage.frozen), default=0.0)
-        if not blocked or self.settings.mode == "off" or epochs < 3:
+        if not self.task.augments or self.settings.views is not None or self.settings.mode == "off":
+            return []
+        computed = [stage for stage in stages if stage.frozen and self._is_blocked(stage)]
+        epochs = max((stage.epochs for stage in computed), default=0.0)
+        if epochs < 3:
             return []
         views = max(2, min(4, int(epochs) // 2))
         return [
@@ -292,9 +320,17 @@ class FeaturePlanner:
             f"training without augmentation one"
         ]
 
+    def _is_blocked(self, stage: PlannedStage) -> bool:
+        """Whether a stage's frozen layers read what is random in training."""
+        try:
+            cut = self._prober(stage).cut(stage.frozen, stage.groups).cut
+        except NoCutError:
+            return True
+        return self._augments(self._parts_below(cut))
+
 
 def _stored(one: Candidate, server: str | None) -> PlannedFeatures:
-    where = f"stored before {one.cut.place}" + (f" (no higher: {one.lower})" if one.lower else "")
+    where = f"stored {one.cut.place}" + (f" (no higher: {one.lower})" if one.lower else "")
     size = f"{describe(one.bytes)} an example, {describe(one.size)} in all"
     if server is not None:
         done = f"made in the pass of stage {server}"

@@ -18,6 +18,7 @@ from hfft.checkpoints import StageCheckpoints, write_json
 from hfft.config import Config
 from hfft.config_file import config_values, dump_config
 from hfft.errors import InputError
+from hfft.sections import SoupAverage
 from hfft.yaml_file import read_yaml
 
 _OURS = (
@@ -28,6 +29,8 @@ _OURS = (
     "model",
     "adapter",
     "per_class.csv",
+    "average.csv",
+    "average.png",
     "confusion_matrix.png",
     "environment.json",  # what tells a run from other people's files: written first, removed last
 )
@@ -53,6 +56,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.adapter = self.path / "adapter"
+        self.retention = self.checkpoints / "retention" / "before.json"
 
     def check(self, config: Config, processes: int, *, resume: bool, overwrite: bool) -> None:
         """Make sure that nothing of another run can be lost.
@@ -172,7 +176,12 @@ class RunFolder:
 
     def _check_sources(self, config: Config) -> None:
         ours = [(self.path / name).resolve() for name in _OURS]
-        for key, name in (("model", config.model.name), ("data.path", config.data.path)):
+        named = [*(("model", name) for name in config.model.names), ("data.path", config.data.path)]
+        if config.retention is not None:
+            named.append(("retention.data.path", config.retention.data.path))
+        if isinstance(config.average, SoupAverage) and config.average.of != "checkpoints":
+            named += [("average.of", str(Path(name) / "model")) for name in config.average.of]
+        for key, name in named:
             if any(Path(name).resolve().is_relative_to(path) for path in ours):
                 raise InputError(
                     f"--overwrite: {key} {name} lies in the run that would be replaced; name "

@@ -9,6 +9,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
+from hfft.average_scores import average_told
 from hfft.errors import InputError, RunFailedError
 
 if TYPE_CHECKING:
@@ -20,19 +21,21 @@ def write_card(folder: Path, plan: Plan, metrics: dict[str, Any]) -> None:
 
     Only what is on the Hub is named in the metadata: a local path there makes the Hub reject it.
     """
-    source, data = plan.config.model.name, plan.config.data.path
+    data = plan.config.data.path
+    sources = plan.config.model.names
     data_card = ModelCardData(
         library_name="transformers",
         pipeline_tag=plan.task.name,
         tags=["hfft"],
-        base_model=None if Path(source).exists() else source,
+        base_model=[name for name in sources if not Path(name).exists()] or None,
         datasets=None if Path(data).exists() else [data],
         metrics=[plan.task.metric],
     )
     scores = metrics["test"] or metrics["eval"]
     lines = [
         f"# {Path(plan.config.output_dir).name}",
-        f"{_name(source)}, fine-tuned for {plan.task.name} on {_name(data)} ({_counts(plan)}).",
+        f"{' + '.join(map(_name, sources))}, fine-tuned for {plan.task.name} on {_name(data)} "
+        f"({_counts(plan)}).",
         "## Scores on " + ("test" if metrics["test"] else "validation"),
         _table([{"metric": name, "value": f"{value:.4f}"} for name, value in scores.items()]),
         "## Stages",
@@ -51,6 +54,8 @@ def write_card(folder: Path, plan: Plan, metrics: dict[str, Any]) -> None:
                 for stage in metrics["stages"]
             ]
         ),
+        *([average_told(metrics["average"])] if "average" in metrics else []),
+        *_retention(metrics),
         *_adapters(plan),
         *_classes(plan),
     ]
@@ -97,6 +102,17 @@ def push(run: Path, repo_id: str, *, private: bool, code: bool = False) -> str:
             f"{'' if private else ' --public'}{' --with-code' if code else ''}"
         ) from error
     return f"{api.endpoint}/{repo_id}"
+
+
+def _retention(metrics: dict[str, Any]) -> list[str]:
+    """Say what the source could do, and what is left of it."""
+    if (found := metrics.get("retention")) is None:
+        return []
+    rows = [
+        {"metric": name, "source": f"{value:.4f}", "fine-tuned": f"{found['after'][name]:.4f}"}
+        for name, value in found["before"].items()
+    ]
+    return [f"## Retention: {found['task']} on {_name(found['data'])}", _table(rows)]
 
 
 def _adapters(plan: Plan) -> list[str]:

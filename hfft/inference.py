@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-from transformers import PretrainedConfig, TrainingArguments
+from transformers import PretrainedConfig
 
 from hfft import registry
 from hfft.config import Config
@@ -18,13 +16,12 @@ from hfft.config_file import load_config
 from hfft.data import load_data, load_split
 from hfft.encoding import Encoder
 from hfft.errors import InputError
-from hfft.examples import ExampleDataset
-from hfft.processes import has_accelerator, join_processes
+from hfft.processes import join_processes
+from hfft.scoring import score_split
 from hfft.sections import ModelConfig
 from hfft.source import load_weights, read_model_config
 from hfft.subject import make_task
 from hfft.task import Task
-from hfft.task_trainer import TaskTrainer
 
 
 @dataclass(frozen=True)
@@ -55,14 +52,15 @@ def open_finished(path: str | Path) -> FinishedModel:
         if not (path / "model" / "config.json").is_file():
             raise InputError(f"{path}: the run has no model yet; finish it: hfft train --resume")
         folder = path / "model"
-        labels = _labels(read_model_config(_source(folder, config)))
-        return FinishedModel(folder, make_task(config.task), labels, config)
+        task = make_task(config.task)
+        labels = task.labels_of(read_model_config(_source(folder, config)))
+        return FinishedModel(folder, task, labels, config)
     if not (path / "config.json").is_file():
         raise InputError(f"{path}: is neither a run folder (config.yaml) nor a model folder")
     model_config = read_model_config(_source(path, None))
     kind = _task_of(model_config, path)
     task = kind(kind.Options.model_validate(kind.options_of(model_config)))
-    return FinishedModel(path, task, _labels(model_config), None)
+    return FinishedModel(path, task, task.labels_of(model_config), None)
 
 
 def evaluate(model: FinishedModel, data: str | None, split: str | None) -> dict[str, Any]:
@@ -82,48 +80,33 @@ def evaluate(model: FinishedModel, data: str | None, split: str | None) -> dict[
             has no trained head.
     """
     source, task = model.source, model.task
-    model_config = task.configure(read_model_config(source), model.labels)
-    processor = task.load_processor(source, model_config)
     name, rows = _rows(model, data, split)
-    examples = Encoder(task, processor, model_config, model.labels)(
-        rows, place=name, training=False
-    )
+    labels = model.labels
+    if task.open_classes and (role := rows.features.get("label")) is not None:
+        labels = role.names
+    model_config = task.configure(read_model_config(source), labels)
+    processor = task.load_processor(source, model_config)
+    examples = Encoder(task, processor, model_config, labels)(rows, place=name, training=False)
     join_processes()
     training = {} if model.config is None else model.config.training
     loaded = load_weights(task.auto_model, source, model_config)
     if loaded.new_head:
         raise InputError(f"{model.folder}: nothing to score: {loaded.notes[0]}; fine-tune it first")
-    with TemporaryDirectory() as nothing:
-        trainer = TaskTrainer(
-            task=task,
-            model=loaded.model,
-            args=TrainingArguments(
-                output_dir=nothing,
-                report_to="none",
-                disable_tqdm=True,
-                per_device_eval_batch_size=training.get("per_device_eval_batch_size", 32),
-                bf16=training.get("bf16", False),
-                fp16=training.get("fp16", False),
-                remove_unused_columns=False,
-                label_names=["labels"],
-                use_cpu=not has_accelerator(),
-                dataloader_pin_memory=has_accelerator(),
-            ),
-            data_collator=task.collator(processor, model_config),
-        )
-        transform = task.transform(processor, training=False)
+    found = score_split(
+        task,
+        loaded.model,
+        examples,
+        transform=task.transform(processor, training=False),
+        collate=task.collator(processor, model_config),
+        training=training,
         # the seed under which the run itself drew what evaluation draws
-        seed = model.config.seed if model.config is not None else 0
-        dataset = ExampleDataset(examples.rows, transform, seed, split=examples.split)
-        output = trainer.predict(dataset)
-    scores = {n.removeprefix("test_"): v for n, v in (output.metrics or {}).items()}
+        seed=model.config.seed if model.config is not None else 0,
+    )
     return {
         "split": name,
         "examples": len(rows),
-        "metrics": {n: scores[n] for n in ("loss", *task.metric_names) if n in scores},
-        "per_class": task.scores_by_label(
-            output.predictions, np.asarray(output.label_ids), examples.split
-        ),
+        "metrics": found.scores,
+        "per_class": task.scores_by_label(found.predictions, found.labels, found.split),
     }
 
 
@@ -156,6 +139,7 @@ def _rows(model: FinishedModel, data: str | None, split: str | None) -> tuple[st
             split,
             needs,
             labels=model.labels,
+            open_classes=model.task.open_classes,
             chosen=config.data.columns if config is not None else {},
             on_bad_example=config.data.on_bad_example if config is not None else "error",
         )
@@ -175,17 +159,10 @@ def _source(folder: Path, config: Config | None) -> ModelConfig:
     return ModelConfig(name=str(folder), **flags)
 
 
-def _labels(config: PretrainedConfig) -> list[str]:
-    return [name for _, name in sorted((config.id2label or {}).items())]
-
-
 def _task_of(config: PretrainedConfig, path: Path) -> type[Task]:
     """Find the task whose model classes end as this model's does."""
-    classes = list(config.architectures or [])
-    if config.model_type == "timm_wrapper":
-        classes.append("TimmWrapperForImageClassification")
     for name in registry.entries():
-        task = registry.get(name)
-        if any(kind.endswith(task.model_suffix) for kind in classes):
+        if (task := registry.get(name)).takes(config):
             return task
-    raise InputError(f"{path}: no task takes a {', '.join(classes) or config.model_type}")
+    kind = ", ".join(config.architectures or []) or config.model_type
+    raise InputError(f"{path}: no task takes a {kind}")

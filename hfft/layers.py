@@ -6,142 +6,23 @@ and reports all read it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from hfft import timm_layers
-from hfft.complaints import nearest
-from hfft.errors import InputError
+from hfft.layer_groups import Freeze, LayerGroup, LayerGroups, TowerFreeze
 
-Freeze = Literal["none", "backbone"] | int | Sequence[str]
-
-
-@dataclass(frozen=True)
-class LayerGroup:
-    """Parameters that freeze and thaw together, by their names in the model."""
-
-    name: str
-    parameters: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class LayerGroups:
-    """The groups of a model: one list per tower, each from input to output, and the head on top.
-
-    Attributes:
-        towers: tower name to its groups. A model with one tower calls it `backbone`.
-        head: what is task-specific: the classifier, or a two-tower model's projections.
-        ordered: False where no order could be found; the tower is then one group.
-    """
-
-    towers: dict[str, tuple[LayerGroup, ...]]
-    head: LayerGroup
-    ordered: bool = True
-    model_name: str = field(default="the model", compare=False)
-
-    @property
-    def depth(self) -> int:
-        """The number of groups below the head, in the deepest tower."""
-        return max(len(groups) for groups in self.towers.values())
-
-    def __iter__(self) -> Iterator[LayerGroup]:
-        for groups in self.towers.values():
-            yield from groups
-        if self.head.parameters:
-            yield self.head
-
-    def with_head(self, names: Collection[str]) -> LayerGroups:
-        """Return the groups with further parameters in the head."""
-        if not names:
-            return self
-        towers = {
-            tower: tuple(
-                LayerGroup(group.name, tuple(n for n in group.parameters if n not in names))
-                for group in groups
-            )
-            for tower, groups in self.towers.items()
-        }
-        found = (name for group in self for name in group.parameters)
-        own = {*self.head.parameters, *names}
-        head = LayerGroup(self.head.name, tuple(name for name in found if name in own))
-        return replace(self, towers=towers, head=head)
-
-    def require_order(self, wanted_by: str) -> None:
-        """Raise InputError where there is no order for `wanted_by` to follow."""
-        if not self.ordered:
-            raise InputError(
-                f"{wanted_by} needs an order of layers, and none can be found in "
-                f"{self.model_name}; what works: freeze: none, freeze: backbone, or a list of "
-                f"parameter name patterns under stages"
-            )
-
-    def distance_to_head(self) -> dict[str, int]:
-        """Map each parameter's name to the number of groups from its own up to the head (0)."""
-        distance = dict.fromkeys(self.head.parameters, 0)
-        for groups in self.towers.values():
-            for steps, group in enumerate(reversed(groups), start=1):
-                distance.update(dict.fromkeys(group.parameters, steps))
-        return distance
-
-    def frozen(self, freeze: Freeze) -> frozenset[str]:
-        """Return the names of the parameters that a stage's `freeze` covers.
-
-        A number n covers the lowest n groups of every tower. A pattern is a shell pattern over
-        parameter names, module names (all that is inside) and group names.
-
-        Raises:
-            InputError: a number beyond the groups there are, or a pattern that matches nothing.
-        """
-        if freeze == "none":
-            return frozenset()
-        if freeze == "backbone":
-            return frozenset(self._lowest(self.depth))
-        if isinstance(freeze, int):
-            self.require_order(f"freeze: {freeze}")
-            if not 0 <= freeze <= self.depth:
-                raise InputError(
-                    f"freeze: {freeze} is not a number from 0 to {self.depth}, the groups below "
-                    f"the head of {self.model_name} (hfft plan lists them)"
-                )
-            return frozenset(self._lowest(freeze))
-        return frozenset(
-            name for pattern in freeze for name in self.matching(str(pattern), "freeze: ")
-        )
-
-    def matching(self, pattern: str, place: str = "") -> list[str]:
-        """Return the names of the parameters that a pattern covers.
-
-        Args:
-            pattern: as for `frozen`.
-            place: what the message of an error begins with.
-
-        Raises:
-            InputError: it matches nothing.
-        """
-        matches = [
-            name
-            for group in self
-            for name in group.parameters
-            if fnmatchcase(name, pattern)
-            or fnmatchcase(name, f"{pattern}.*")
-            or fnmatchcase(group.name, pattern)
-        ]
-        if not matches:
-            names = {group.name for group in self} | {n for g in self for n in g.parameters}
-            raise InputError(
-                f"{place}the pattern {pattern!r} matches no parameter of {self.model_name}"
-                f"{nearest(pattern, names) or '; hfft plan lists the groups'}"
-            )
-        return matches
-
-    def _lowest(self, count: int) -> Iterator[str]:
-        for groups in self.towers.values():
-            for group in groups[:count]:
-                yield from group.parameters
+__all__ = [
+    "Freeze",
+    "LayerGroup",
+    "LayerGroups",
+    "TowerFreeze",
+    "find_layer_groups",
+    "frozen_modules",
+]
 
 
 def find_layer_groups(model: nn.Module) -> LayerGroups:
@@ -351,7 +232,8 @@ def _used_before_the_blocks(
     """Map the prefix of what stands after a list of blocks yet feeds it to the group below them.
 
     DeBERTa keeps its relative position embeddings, and their norm, beside the blocks that all use
-    them; BART the norm of its embeddings, in the encoder and in the decoder.
+    them; BART the norm of its embeddings, in the encoder and in the decoder; CLAP the BatchNorm of
+    its spectrograms: one beside blocks that have none is of the input.
     """
     found: dict[str, str] = {}
     below = "embeddings"
@@ -360,8 +242,9 @@ def _used_before_the_blocks(
         children = list(module.get_submodule(parent).named_children())
         after = children[[n for n, _ in children].index(name) + 1 :]
         with_table = any(isinstance(child, nn.Embedding) for _, child in after)
-        for n, _ in after:
-            if with_table or "embed" in n:
+        without = not any(isinstance(m, _NormBase) for m in module.get_submodule(path).modules())
+        for n, child in after:
+            if with_table or "embed" in n or (without and isinstance(child, _NormBase)):
                 found[f"{parent}.{n}." if parent else f"{n}."] = below
         below = f"{path}.{size - 1}"
     return found

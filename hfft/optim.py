@@ -7,6 +7,7 @@ be loaded again.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,19 +25,36 @@ def learning_rates(
     *,
     layer_decay: float | None = None,
     head_multiplier: float | None = None,
+    tower_rates: Mapping[str, float] = MappingProxyType({}),
+    tower_decays: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, float]:
     """Return each parameter's peak learning rate by name.
 
     A group d steps below the head learns at `learning_rate * layer_decay**d` (Howard & Ruder
     2018; Bao et al. 2021), the head at `learning_rate * head_multiplier`.
+
+    Args:
+        groups: of the model.
+        learning_rate: of the head and, without decay, of all that is below it.
+        layer_decay: each group's rate over that of the one above it; None: 1.
+        head_multiplier: the head's rate over `learning_rate`; None: 1.
+        tower_rates: of towers that have a rate of their own in the place of `learning_rate`.
+        tower_decays: of those that have a decay of their own.
+
+    Raises:
+        InputError: a tower that there is not, or a decay without an order of layers.
     """
-    if layer_decay is not None and layer_decay != 1:
-        groups.require_order(f"layer_decay: {layer_decay}")
-    decay, multiplier = layer_decay or 1.0, head_multiplier or 1.0
-    return {
-        name: learning_rate * (decay**distance if distance else multiplier)
-        for name, distance in groups.distance_to_head().items()
-    }
+    decays = dict.fromkeys(groups.towers, layer_decay or 1.0) | dict(tower_decays)
+    rates = dict.fromkeys(groups.towers, learning_rate) | dict(tower_rates)
+    found = dict.fromkeys(groups.head.parameters, learning_rate * (head_multiplier or 1.0))
+    distance = groups.distance_to_head()
+    for tower in rates | decays:
+        own = [name for group in groups.tower(tower) for name in group.parameters]
+        decay, place = decays[tower], f"towers.{tower}." if tower in tower_decays else ""
+        if decay != 1:
+            groups.require_order(f"{place}layer_decay: {decay}")
+        found |= {name: rates[tower] * decay ** distance[name] for name in own}
+    return found
 
 
 def parameter_groups(

@@ -11,8 +11,10 @@ from typing import Any
 
 from hfft.adapters import inject
 from hfft.arguments import OF_STAGE, rehearse
+from hfft.average_plan import average_notes, check_average
 from hfft.batches import TokenBatches
 from hfft.config import Baseline, Config, Full, Recipe, Stage
+from hfft.contrastive_plan import SIZE, batch_notes, check_contrast, pair_notes, with_batch
 from hfft.data import load_split
 from hfft.encoding import Examples
 from hfft.errors import InputError
@@ -22,6 +24,7 @@ from hfft.optim import learning_rates
 from hfft.penalty_plan import HeldModel, PlannedPenalty, where_they_apply
 from hfft.plan_checks import check_hub, check_training, hardware_notes
 from hfft.processes import join_processes
+from hfft.retention import plan_retention
 from hfft.strategies import DEFAULT_EPOCHS, expand
 from hfft.subject import Subject, read_subjects
 from hfft.task import Task
@@ -39,6 +42,7 @@ class PlannedStage:
     frozen: frozenset[str]
     penalties: tuple[PlannedPenalty, ...]
     learning_rate: float
+    rates: Mapping[str, float]  # each parameter's, by name
     epochs: float
     steps: int
     trainable_parameters: int
@@ -66,6 +70,7 @@ class Plan:
         main: the fine-tune.
         baselines: what it is to beat.
         notes: sentences for the user.
+        retention: what the source can do, scored before and after; None: nothing is.
     """
 
     config: Config
@@ -73,6 +78,7 @@ class Plan:
     main: Trial
     baselines: tuple[Trial, ...]
     notes: list[str] = field(default_factory=list)
+    retention: Subject | None = None
 
     @property
     def task(self) -> Task:
@@ -81,9 +87,10 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Of the data of all stages."""
-        subjects = dict.fromkeys(planned.subject for planned in self.main.stages)
-        return "-".join(subject.data.fingerprint for subject in subjects)
+        """Of the data of all stages, and of what is scored before and after."""
+        subjects = [planned.subject for planned in self.main.stages]
+        subjects += [self.retention] if self.retention is not None else []
+        return "-".join(subject.data.fingerprint for subject in dict.fromkeys(subjects))
 
 
 def make_plan(config: Config) -> Plan:
@@ -96,6 +103,13 @@ def make_plan(config: Config) -> Plan:
     planner = _Planner(config, subjects)
     main = planner.main()
     baselines = [planner.baseline(baseline, main) for baseline in config.baselines]
+    retention: Subject | None = None
+    try:
+        retention = plan_retention(config, subjects[-1])
+    except InputError as error:
+        planner.problems += error.messages
+    if main.stages:  # else what is wrong with them is said already
+        planner.problems += check_average(config, subjects[-1], main.stages)
     if not planner.problems:
         planner.rehearse(main, *baselines)
     if planner.problems:
@@ -110,14 +124,19 @@ def make_plan(config: Config) -> Plan:
         baselines=tuple(baselines),
         notes=[
             *(note for subject in features for note in subject.notes),
+            *(retention.notes if retention is not None else ()),
             *dict.fromkeys(planner.notes),
             *(
                 advice
                 for subject, planner_ in features.items()
                 for advice in planner_.advice([one for one in stages if one.subject is subject])
             ),
+            *(note for subject in features for note in pair_notes(subject)),
+            *(note for one in main.stages for note in batch_notes(one.stage, one.subject)),
+            *average_notes(config, main.stages),
             *hardware_notes(config),
         ],
+        retention=retention,
     )
 
 
@@ -139,20 +158,11 @@ class _Planner:
         self.subject = subjects[-1]
         self.problems: list[str] = []
         self.notes: list[str] = []
-        self._steps: dict[Subject, int] = {}
+        self._processes = join_processes().num_processes
+        self._steps: dict[tuple[Subject, int | None], int] = {}
         self.problems += check_hub(config, self.subject)
         for subject in dict.fromkeys(subjects):
             self.problems += check_training(config, subject)
-            try:
-                self._steps[subject] = steps_per_epoch(
-                    subject.examples["train"],
-                    config.training,
-                    join_processes().num_processes,
-                    config.batch_tokens,
-                )
-            except InputError as error:
-                self.problems += [subject.place + message for message in error.messages]
-                self._steps[subject] = 1
 
     def main(self) -> Trial:
         total = self.config.training.get("num_train_epochs")
@@ -179,7 +189,8 @@ class _Planner:
             return Trial(baseline.name, ())
         last, scratch = main.stages[-1], baseline.name == "scratch"
         head = 1.0 if scratch else last.stage.head_multiplier or 1.0
-        fields = last.stage.model_dump(include=set(OF_STAGE), exclude_none=True)
+        of_stage = {*OF_STAGE, "contrastive"}
+        fields = last.stage.model_dump(include=of_stage, exclude_none=True)
         fields |= {"learning_rate": last.learning_rate * head}
         own_length = baseline.epochs is not None or baseline.steps is not None
         if not own_length:
@@ -208,6 +219,23 @@ class _Planner:
         self.problems += _check_merges(stages, planned, place)
         return Trial(name, tuple(stage for stage in planned if stage is not None))
 
+    def _steps_per_epoch(self, subject: Subject, stage: Stage) -> int:
+        """Return the optimizer steps of one pass; 1 where that is a problem."""
+        training = with_batch(self.config.training, stage, self._processes)
+        key = subject, training.get(SIZE)
+        if key not in self._steps:
+            try:
+                self._steps[key] = steps_per_epoch(
+                    subject.examples["train"],
+                    training,
+                    self._processes,
+                    self.config.batch_tokens,
+                )
+            except InputError as error:
+                self.problems += [subject.place + message for message in error.messages]
+                self._steps[key] = 1
+        return self._steps[key]
+
     def _subject_of(self, stage: Stage, number: int) -> Subject:
         return self.subject if stage.task is None else self.subjects[number]
 
@@ -220,11 +248,13 @@ class _Planner:
         )
         try:
             held, frozen = self._adapted(stage, subject)
-            learning_rates(
+            rates = learning_rates(
                 held.groups,
                 rate,
                 layer_decay=stage.layer_decay,
                 head_multiplier=stage.head_multiplier,
+                tower_rates=stage.of_towers("learning_rate"),
+                tower_decays=stage.of_towers("layer_decay"),
             )
             sizes = {name: p.numel() for name, p in held.model.named_parameters()}
             trainable = sum(size for name, size in sizes.items() if name not in frozen)
@@ -234,8 +264,15 @@ class _Planner:
         except InputError as error:
             self.problems += [f"{place}.{message}" for message in error.messages]
             return None
+        self.problems += _placed(
+            check_contrast(
+                training, self.config.batch_tokens, stage, subject, frozen, self._processes
+            ),
+            place,
+        )
         epochs = _first(stage.epochs, training.get("num_train_epochs"), default=DEFAULT_EPOCHS)
-        steps = stage.steps or math.ceil(epochs * self._steps[subject])
+        of_epoch = self._steps_per_epoch(subject, stage)
+        steps = stage.steps or math.ceil(epochs * of_epoch)
         cap = training.get("max_steps", -1)
         steps = min(steps, cap) if capped and cap > 0 else steps
         return PlannedStage(
@@ -244,7 +281,8 @@ class _Planner:
             frozen=frozen,
             penalties=tuple(penalties),
             learning_rate=rate,
-            epochs=steps / self._steps[subject],
+            rates=rates,
+            epochs=steps / of_epoch,
             steps=steps,
             trainable_parameters=trainable,
             total_parameters=sum(sizes.values()),
@@ -265,7 +303,8 @@ class _Planner:
             self.notes += [note for note in adapter.notes if note not in self.notes]
             learning = adapter.learning
             held = replace(held, model=model, groups=find_layer_groups(model))
-        return held, held.groups.frozen(stage.freeze) - learning
+        frozen = held.groups.frozen(stage.freeze, stage.of_towers("freeze")) - learning
+        return held, frozen | subject.idle
 
 
 def _reader(subject: Subject) -> Callable[[str], Examples]:
@@ -314,6 +353,12 @@ def _check_merges(stages: list[Stage], planned: list[PlannedStage | None], place
         body = set(made.groups.distance_to_head()) - set(made.groups.head.parameters)
         source_left = source_left or stage.lora is not None or bool(body - made.frozen)
     return problems
+
+
+def _placed(problems: Sequence[str], place: str) -> list[str]:
+    """Say where the stage is, of problems with its own fields."""
+    own = ("contrastive", "penalty")
+    return [f"{place}.{one}" if one.startswith(own) else one for one in problems]
 
 
 def _first(*values: float | None, default: float) -> float:

@@ -39,7 +39,7 @@ def check_training(config: Config, subject: Subject) -> list[str]:
         )
     elif smoothing and not subject.task.smooths:
         problems.append(
-            "training.label_smoothing_factor: is for classes, not for numbers; remove it"
+            "training.label_smoothing_factor: is for classes, not for numbers or pairs; remove it"
         )
     strategy = config.training.get("train_sampling_strategy", "random")
     if subject.examples["train"].lengths is None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import yaml
 
+from hfft.average_plan import told_average
+from hfft.average_scores import average_told
 from hfft.layers import LayerGroups
-from hfft.plan import Plan, Trial
+from hfft.plan import Plan, PlannedStage, Trial
 from hfft.subject import Subject
 from hfft.table import table
 from hfft.task import Task
@@ -19,10 +21,12 @@ def plan_report(plan: Plan) -> str:
     """Describe a checked run: data, labels, groups, stages."""
     parts = [
         *map(partial(_subject, plan), dict.fromkeys(stage.subject for stage in plan.main.stages)),
+        *_retained(plan),
         *plan.notes,
         _groups(plan.subject),
         _stages((plan.main, *plan.baselines)),
         _features((plan.main, *plan.baselines)),
+        *told_average(plan.config, plan.task.metric, plan.main.stages),
         *_penalties(plan),
         "The stages as YAML:\n\n" + stages_yaml(plan.main),
     ]
@@ -59,7 +63,9 @@ def result_report(task: Task, metrics: Mapping[str, Any], model_dir: object) -> 
     scores = [(name, *(trial[split][key] for key in names)) for name, trial in trials.items()]
     shown = "validation" if split == "eval" else split
     parts.append(table(("", *(f"{shown} {name}" for name in names)), scores))
+    parts += [average_told(metrics["average"])] if "average" in metrics else []
     parts += comparison(task, metrics)
+    parts += retained(metrics)
     parts.append(f"The model is in {model_dir}")
     return "\n\n".join(parts)
 
@@ -85,6 +91,24 @@ def comparison(task: Task, metrics: Mapping[str, Any]) -> list[str]:
         for name, scores in (metrics["baselines"] or {}).items()
         if better * own <= better * scores[split][metric]
     ]
+
+
+def retained(metrics: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on what was forgotten, where a run scores that."""
+    if (found := metrics.get("retention")) is None:
+        return []
+    metric = found["metric"]
+    return [
+        f"Retention, {found['task']} on {found['data']}: {metric} {found['after'][metric]:.4f}, "
+        f"of the source {found['before'][metric]:.4f} ({found['change']:+.4f})."
+    ]
+
+
+def _retained(plan: Plan) -> list[str]:
+    """Say what is scored before and after."""
+    if plan.retention is None:
+        return []
+    return ["Scored before and after, for what is forgotten:\n\n" + _subject(plan, plan.retention)]
 
 
 def _subject(plan: Plan, subject: Subject) -> str:
@@ -133,10 +157,10 @@ def _stages(trials: Sequence[Trial]) -> str:
         (
             trial.name,
             planned.stage.name,
-            _freeze(planned.stage.freeze),
+            _freeze(planned),
             f"{planned.trainable_parameters:,}",
             f"{planned.total_parameters:,}",
-            f"{planned.learning_rate:.3g}",
+            _rate(planned),
             f"{planned.epochs:.4g}",
             planned.steps,
         )
@@ -195,5 +219,18 @@ def _listed(names: Sequence[str], groups: LayerGroups) -> Iterator[str]:
         yield f"{name} ({', '.join(map(str, found))})" if found else name
 
 
-def _freeze(freeze: object) -> str:
-    return ", ".join(map(str, freeze)) if isinstance(freeze, tuple) else str(freeze)
+def _freeze(planned: PlannedStage) -> str:
+    """Write what is frozen; where a tower has its own freeze, by tower."""
+    freeze, own = planned.stage.freeze, planned.stage.of_towers("freeze")
+    whole = ", ".join(map(str, freeze)) if isinstance(freeze, tuple) else str(freeze)
+    if not own:
+        return whole
+    return ", ".join(f"{name} {own.get(name, whole)}" for name in planned.groups.towers)
+
+
+def _rate(planned: PlannedStage) -> str:
+    """Write the learning rate, and those that towers have in its place."""
+    own = planned.stage.of_towers("learning_rate")
+    return ", ".join(
+        [f"{planned.learning_rate:.3g}", *(f"{name} {rate:.3g}" for name, rate in own.items())]
+    )

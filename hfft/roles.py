@@ -10,7 +10,19 @@ from hfft.data_sources import did_you_mean
 from hfft.errors import InputError
 from hfft.labels import listing
 
-Kind = Literal["image", "label", "text", "number", "labels", "words", "tags", "answers", "messages"]
+Kind = Literal[
+    "image",
+    "audio",
+    "label",
+    "text",
+    "captions",
+    "number",
+    "labels",
+    "words",
+    "tags",
+    "answers",
+    "messages",
+]
 """What a column can be asked to hold."""
 
 
@@ -23,12 +35,14 @@ class Column:
         names: what it is usually called; tried in order, case aside.
         optional: whether the data may do without it.
         blank: whether an example may do without text in it: null is "" then.
+        seconds: of a sound, that are read; longer ones are counted. None: all of it is.
     """
 
     kind: Kind
     names: tuple[str, ...]
     optional: bool = False
     blank: bool = False
+    seconds: float | None = None
 
 
 def _all(found: Collection[str]) -> Collection[str]:

@@ -18,6 +18,7 @@ from hfft.folder import RunFolder, describe_environment
 from hfft.hub import push, write_card
 from hfft.plan import Plan, make_plan
 from hfft.processes import has_accelerator, join_processes
+from hfft.retention import Retention
 from hfft.subject import make_task
 from hfft.task import Task
 from hfft.trial import TrialRun
@@ -87,8 +88,14 @@ def train(
     for note in plan.notes:
         logger.info(note)
 
-    trials = [TrialRun(plan, trial, folder) for trial in (plan.main, *plan.baselines)]
+    retention: Retention | None = None
+    if plan.retention is not None:
+        retention = Retention(config, plan.retention, folder.retention)
+    trials = [TrialRun(plan, plan.main, folder, retention)]
+    trials += [TrialRun(plan, trial, folder) for trial in plan.baselines]
     try:
+        if retention is not None:
+            retention.before()
         results = {run.trial.name: run.result() for run in trials}  # 3. train, 4. score
     except InputError:
         if processes.is_main_process:
@@ -96,6 +103,10 @@ def train(
         raise
     seconds = time.monotonic() - started + sum(run.spent_before for run in trials)
     metrics = _metrics(plan, results, seconds)
+    if config.average is not None:
+        metrics["average"] = results["main"]["average"]
+    if retention is not None:
+        metrics["retention"] = retention.compared(results["main"]["retention"])
     if processes.is_main_process:  # 5. write what came of it
         write_card(folder.model, plan, metrics)
         folder.close(metrics)

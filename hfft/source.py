@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from hfft.complaints import nearest
+from hfft import towers, zero_shot_head
 from hfft.errors import InputError
 from hfft.layers import find_layer_groups
+from hfft.model_files import (
+    first_line,
+    lacking,
+    misfits,
+    pretrained,
+    read_config,
+    refuse,
+    stored_shape,
+    stored_shapes,
+    told_missing,
+)
+from hfft.models import pooled  # noqa: F401 (registers its model with transformers)
+from hfft.models.dual_encoder import DualEncoderConfig
 from hfft.sections import ModelConfig
-from hfft.text import pooled  # noqa: F401 (registers its model with transformers)
-
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
@@ -37,27 +45,13 @@ class LoadedModel:
 
 
 def read_model_config(source: ModelConfig) -> PretrainedConfig:
-    """Read the source's config without its weights.
+    """Read the source's config, or that of two towers, without weights.
 
     Raises:
         InputError: the folder is no model, its weights are pickled, its code is remote, or the
-            Hub can't be reached.
+            Hub can't be reached; two towers can't be put together.
     """
-    if Path(source.name).exists():
-        _check_folder(source)
-    elif _looks_like_path(source.name):
-        raise InputError(f"model: there is no folder {source.name}{_neighbours(source.name)}")
-    config: PretrainedConfig = _explained(
-        source,
-        lambda: AutoConfig.from_pretrained(
-            source.name,
-            revision=source.revision,
-            trust_remote_code=source.trust_remote_code,
-            attn_implementation=source.attn_implementation,
-        ),
-    )
-    config.dtype = torch.float32  # of the weights that train; mixed precision is training.bf16
-    return config
+    return read_config(source) if source.towers is None else towers.read(source)
 
 
 def skeleton(
@@ -82,9 +76,13 @@ def initialise(
             config, dtype=torch.float32, trust_remote_code=trust_remote_code
         )
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
-        cause = _first_line(error)
+        cause = first_line(error)
         if cause.startswith("Unrecognized configuration class"):
             cause = f"transformers has none of its kind, {config.model_type}; take another model"
+            if isinstance(config, DualEncoderConfig):
+                cause = (
+                    "it is of two towers, which go with tasks that contrast pairs; take one model"
+                )
         raise InputError(
             f"model: {config.name_or_path or type(config).__name__} can't be built as "
             f"{auto_model.__name__}: {cause}"
@@ -95,35 +93,51 @@ def initialise(
 def check_shapes(source: ModelConfig, model: PreTrainedModel) -> None:
     """Compare a local source's weights with the model they are for, without loading them.
 
-    Weights whose name transformers changes on loading are left to `load_weights`.
-
     Raises:
-        InputError: weights below the head have other shapes than the model's.
+        InputError: weights below the head have other shapes than the model's, or the projections
+            of its towers have different lengths, or there is no text tower to make a head of.
     """
-    stored = _stored_shapes(source)
-    head = set(find_layer_groups(model).head.parameters)
-    misfits = {}
-    for name, parameter in model.named_parameters():
-        shape = _stored(name, stored, model) or parameter.shape
-        # a shape with as many elements may be one that transformers turns round on loading
-        if name not in head and math.prod(shape) != parameter.numel():
-            misfits[name] = (shape, parameter.shape)
-    _refuse(source, misfits)
+    if zero_shot_head.is_made(source, model.config):
+        zero_shot_head.check(source, model.config)
+    elif source.towers is not None:
+        towers.check_shapes(source, model)
+        return
+    groups = find_layer_groups(model)
+    if len(groups.towers) == 1:
+        refuse(source, misfits(source, model, groups.head.parameters))
+        return
+    stored = stored_shapes(source)
+    names = [name for name in groups.head.parameters if name.endswith("projection.weight")]
+    shapes = {name: stored_shape(name, stored, model) for name in names}
+    lengths = {name: shape[0] for name, shape in shapes.items() if shape is not None}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} to {length}" for name, length in lengths.items())
+        raise InputError(
+            f"model: {source.name}: its towers' projections map to vectors of different lengths "
+            f"({told}), which can't be compared; take a model whose towers were trained together"
+        )
+    refuse(source, misfits(source, model))  # the projections are no head for classes
 
 
 def head_is_new(source: ModelConfig, model: PreTrainedModel, head: Iterable[str]) -> bool:
     """Say whether `load_weights` will find no head for the model's classes in the source.
 
+    One that the source's text tower makes is found there.
+
     Known for certain once the weights are loaded; for a Hub id this goes by what the source's
     config says.
     """
+    if zero_shot_head.is_made(source, model.config):
+        return False
+    if source.towers is not None:
+        return True
     own = read_model_config(source)
     if own.id2label != model.config.id2label:
         return True
     if not Path(source.name).exists():
         return type(model).__name__ not in (own.architectures or [])
-    stored, shapes = _stored_shapes(source), dict(model.named_parameters())
-    return any(_stored(name, stored, model) != list(shapes[name].shape) for name in head)
+    stored, shapes = stored_shapes(source), dict(model.named_parameters())
+    return any(stored_shape(name, stored, model) != list(shapes[name].shape) for name in head)
 
 
 def not_in_source(
@@ -133,26 +147,9 @@ def not_in_source(
 
     None where that can't be known: of a Hub id, and where most names are changed on loading.
     """
-    if not Path(source.name).exists():
-        return frozenset()
-    stored, body = _stored_shapes(source), {n for n, _ in model.named_parameters()} - set(head)
-    lacking = {name for name in body if _stored(name, stored, model) is None}
-    return frozenset(lacking) if len(lacking) * 10 <= len(body) else frozenset()
-
-
-def _stored_shapes(source: ModelConfig) -> dict[str, list[int]]:
-    files = sorted(Path(source.name).glob("model*.safetensors"))
-    found: dict[str, list[int]] = _explained(
-        source, lambda: {n: s for path in files for n, s in _shapes(path).items()}
-    )
-    return found
-
-
-def _stored(name: str, stored: Mapping[str, list[int]], model: PreTrainedModel) -> list[int] | None:
-    """Return the shape that a parameter has in the source, under any of its names there."""
-    bare = name.removeprefix(f"{model.base_model_prefix}.")
-    names = (name, bare, name.removeprefix("timm_model."))
-    return next((stored[n] for n in names if n in stored), None)
+    if source.towers is not None:
+        return towers.not_in_source(source, model)
+    return lacking(source, model, {n for n, _ in model.named_parameters()} - set(head))
 
 
 def load_weights(auto_model: Any, source: ModelConfig, config: PretrainedConfig) -> LoadedModel:
@@ -163,22 +160,14 @@ def load_weights(auto_model: Any, source: ModelConfig, config: PretrainedConfig)
     Raises:
         InputError: the weights can't be read, or don't fit below the head.
     """
-    model, info = _explained(
-        source,
-        lambda: auto_model.from_pretrained(
-            source.name,
-            config=config,
-            revision=source.revision,
-            trust_remote_code=source.trust_remote_code,
-            use_safetensors=None if source.allow_pickle else True,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        ),
-    )
+    if zero_shot_head.is_made(source, config):
+        return LoadedModel(*zero_shot_head.load(source, config), new_head=False)
+    if source.towers is not None:
+        return LoadedModel(*towers.load(source, config), new_head=True)
+    model, info = pretrained(auto_model, source, config)
     head = set(find_layer_groups(model).head.parameters)
     other_sizes = {item[0]: item[1:] for item in info["mismatched_keys"]}
-    _refuse(source, {name: sizes for name, sizes in other_sizes.items() if name not in head})
+    refuse(source, {name: sizes for name, sizes in other_sizes.items() if name not in head})
     own = read_model_config(source)
     new_head = bool(other_sizes or head & set(info["missing_keys"]))
     notes = []
@@ -187,26 +176,41 @@ def load_weights(auto_model: Any, source: ModelConfig, config: PretrainedConfig)
             f"the head is new: the source's has {sizes[0][0]} outputs, the task {sizes[1][0]}"
         )
     elif new_head:
-        notes.append("the head is new: the source has none for this task")
+        missing = sorted(head.intersection(info["missing_keys"]))
+        whole = "the head is new: the source has none for this task"
+        part = f"the source lacks part of the head, which is new: {', '.join(missing)}"
+        notes.append(whole if len(missing) == len(head) else part)
     elif head and own.id2label != config.id2label:
         _initialise_anew(model, head)
         new_head = True
         notes.append("the head is new: the source's classes are others")
     elif head and config.id2label != {n: f"LABEL_{n}" for n in config.id2label or {}}:
         notes.append("the head is the source's own: its classes are the same")
-    if missing := sorted(set(info["missing_keys"]) - head):
-        body = {name for name, _ in model.named_parameters()} - head
-        if len(body.intersection(missing)) > len(body) / 2:
-            raise InputError(
-                f"model: {source.name} is no source for a {type(model).__name__}: it lacks "
-                f"{len(body.intersection(missing))} of the {len(body)} weights below the head, "
-                f"first {missing[0]}; is its config.json that of another model?"
-            )
-        notes.append(
-            f"{len(missing)} weights below the head are not in the source and start afresh: "
-            f"{', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}"
-        )
+    body = {name for name, _ in model.named_parameters()} - head
+    notes += told_missing(source, model, body, set(info["missing_keys"]) - head)
     return LoadedModel(model, notes, new_head)
+
+
+def hand_on(source: ModelConfig, old: PreTrainedModel, new: PreTrainedModel) -> frozenset[str]:
+    """Copy what two models have in common: all weights, or those below the head.
+
+    A head that is made by the text tower is made anew by the old model's, where it has one.
+
+    Args:
+        source: that both were loaded from.
+        old: one model.
+        new: the other, for the same task or another.
+
+    Returns:
+        The names of the parameters in `new` that were copied.
+
+    Raises:
+        InputError: they have no body in common.
+    """
+    carried = carry_all(old, new) or carry_body(old, new)
+    if zero_shot_head.is_made(source, new.config) and hasattr(old, "get_text_features"):
+        zero_shot_head.make_head(source, old, new)
+    return carried
 
 
 def carry_all(old: PreTrainedModel, new: PreTrainedModel) -> frozenset[str]:
@@ -230,24 +234,38 @@ def carry_body(old: PreTrainedModel, new: PreTrainedModel) -> frozenset[str]:
         The names of the parameters in `new` that were copied.
 
     Raises:
-        InputError: less than half of the body is the same.
+        InputError: less than half of the smaller body is the same.
     """
+    try:
+        common = body_in_common(old, new)
+    except InputError as error:
+        raise InputError(f"stages: {error}, so their tasks can't follow one another") from error
     body = new.base_model
     prefix = next(f"{path}." if path else "" for path, m in new.named_modules() if m is body)
-    theirs = dict(old.base_model.state_dict(keep_vars=True))
-    copied = set[str]()
+    theirs, own = (model.base_model.state_dict(keep_vars=True) for model in (old, new))
     with torch.no_grad():
-        for name, tensor in body.state_dict(keep_vars=True).items():
-            if name in theirs and theirs[name].shape == tensor.shape:
-                tensor.copy_(theirs[name])
-                copied.add(prefix + name)
-    own = {prefix + name for name, _ in body.named_parameters()}
-    if len(copied & own) * 2 < len(own):
-        raise InputError(
-            f"stages: {type(old).__name__} and {type(new).__name__} have no body in common, so "
-            f"their tasks can't follow one another"
-        )
-    return frozenset(copied & own)
+        for name in common:
+            own[name].copy_(theirs[name])
+    return frozenset(prefix + name for name, _ in body.named_parameters() if name in common)
+
+
+def body_in_common(old: PreTrainedModel, new: PreTrainedModel) -> frozenset[str]:
+    """Return what two models have in common below their heads, by its names in the body.
+
+    Args:
+        old: one model; its weights don't matter.
+        new: another.
+
+    Raises:
+        InputError: it is less than half of the smaller body's parameters.
+    """
+    theirs, own = (model.base_model.state_dict(keep_vars=True) for model in (old, new))
+    common = {name for name, t in own.items() if name in theirs and theirs[name].shape == t.shape}
+    sizes = [len(dict(model.base_model.named_parameters())) for model in (old, new)]
+    shared = common & {name for name, _ in new.base_model.named_parameters()}
+    if len(shared) * 2 < min(sizes):
+        raise InputError(f"{type(old).__name__} and {type(new).__name__} have no body in common")
+    return frozenset(common)
 
 
 def _initialise_anew(model: PreTrainedModel, names: Iterable[str]) -> None:
@@ -259,89 +277,3 @@ def _initialise_anew(model: PreTrainedModel, names: Iterable[str]) -> None:
             tensor._is_hf_initialized = False  # type: ignore[attr-defined]
         with torch.no_grad():
             cast(Any, model)._init_weights(module)
-
-
-def _refuse(source: ModelConfig, misfits: Mapping[str, tuple[Any, Any]]) -> None:
-    """Raise InputError where there are `misfits`: name to the stored and the wanted shape."""
-    if misfits:
-        name, (stored, wanted) = next(iter(misfits.items()))
-        raise InputError(
-            f"model: {source.name}: {len(misfits)} weights below the head have other sizes than "
-            f"the model asked for, first {name}: {tuple(stored)} stored, {tuple(wanted)} wanted; "
-            f"was the image size or another part of the architecture changed?"
-        )
-
-
-def _shapes(path: Path) -> dict[str, list[int]]:
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-
-
-def _check_folder(source: ModelConfig) -> None:
-    folder = Path(source.name)
-    if not folder.is_dir():
-        raise InputError(f"model: {folder} is a file; give the folder that holds config.json")
-    if not (folder / "config.json").is_file():
-        inner = folder / "model" / "config.json"
-        hint = f"; did you mean {inner.parent}?" if inner.is_file() else ""
-        raise InputError(f"model: {folder} is no model folder: it has no config.json{hint}")
-    if (folder / "adapter_config.json").is_file():
-        raise InputError(
-            f"model: {folder} holds an adapter beside its weights; merge it into them first "
-            f"(peft's merge_and_unload), or remove adapter_config.json to start without it"
-        )
-    weights = list(folder.glob("*.safetensors"))
-    for path in weights:
-        try:
-            with safe_open(path, "pt"):  # reads the header, and compares the file's size with it
-                pass
-        except SafetensorError as error:
-            raise InputError(f"model: {path} can't be loaded: {error}; copy it anew") from error
-    if weights or source.allow_pickle:
-        return
-    pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
-    if pickled:
-        raise InputError(
-            f"model: {folder} holds pickled weights only ({pickled[0]}), and loading them can run "
-            f"code; convert them to safetensors, or set model.allow_pickle: true if you trust them"
-        )
-    raise InputError(f"model: {folder} holds no weights (*.safetensors)")
-
-
-def _explained(source: ModelConfig, load: Callable[[], Any]) -> Any:
-    """Call `load`; turn what the libraries raise into one message that names the remedy."""
-    try:
-        return load()
-    except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError) as error:
-        text = str(error)
-        if "trust_remote_code" in text or "custom code" in text:
-            remedy = (
-                "needs Python code from its own repository, which is off unless you set "
-                "model.trust_remote_code: true"
-            )
-        elif "safetensors" in text and not source.allow_pickle:
-            remedy = (
-                "has no safetensors weights; pickled ones load with model.allow_pickle: true, "
-                "if you trust them"
-            )
-        elif not Path(source.name).exists():
-            remedy = (
-                f"is no local folder and can't be had from the Hub ({_first_line(error)}); give a "
-                f"local folder, check the name, or the network and HF_TOKEN for a gated model"
-            )
-        else:
-            remedy = f"can't be loaded: {_first_line(error)}"
-        raise InputError(f"model: {source.name} {remedy}") from error
-
-
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).parent.is_dir()
-
-
-def _neighbours(name: str) -> str:
-    parent = Path(name).parent
-    return nearest(Path(name).name, [p.name for p in parent.iterdir()]) if parent.is_dir() else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,7 +14,8 @@ from hfft.folder import RunFolder
 from hfft.optim import OptimizerState
 from hfft.penalties.coverage import source_tensors
 from hfft.plan import Plan, Trial
-from hfft.source import carry_all, carry_body, initialise, load_weights
+from hfft.sections import EmaAverage, SoupAverage
+from hfft.source import hand_on, initialise, load_weights
 from hfft.subject import Subject
 
 logger = logging.getLogger("hfft")
@@ -58,7 +59,7 @@ class StageModels:
         if number == len(stages) or stages[number].subject is stages[number - 1].subject:
             return model, state
         new = self._model(stages[number].subject)
-        carried = carry_all(model, new) or carry_body(model, new)
+        carried = hand_on(self.plan.config.model, model, new)
         return new, {name: own for name, own in state.items() if name in carried}
 
     def _model(self, subject: Subject) -> PreTrainedModel:
@@ -101,8 +102,29 @@ class StageModels:
         stages = self.trial.stages
         return max(n for n in range(number) if stages[n].subject is not stages[number].subject)
 
+    def are_members(self, number: int) -> bool:
+        """Whether a stage's checkpoints are what a soup at the end is made of."""
+        average = self.plan.config.average
+        return (
+            isinstance(average, SoupAverage) and average.of == "checkpoints" and self._ends(number)
+        )
+
+    def is_smoothed(self, number: int) -> bool:
+        """Whether the moving average of a stage's weights is wanted at the end."""
+        return isinstance(self.plan.config.average, EmaAverage) and self._ends(number)
+
+    def _ends(self, number: int) -> bool:
+        return self.trial.name == "main" and number == len(self.trial.stages) - 1
+
     def are_wanted(self, number: int, after: int) -> bool:
-        """Whether a stage's weights are what penalties of stages from `after` on pull to."""
+        """Whether a stage's weights are still to be read once those before `after` are over.
+
+        Penalties of later ones may pull to them, or an adapter that is averaged lie beside them.
+        """
+        next_one = number + 1
+        averaged = self.are_members(next_one) or self.is_smoothed(next_one)
+        if averaged and self.trial.stages[next_one].stage.lora is not None:
+            return True
         return any(
             penalty.config.source == "adapted" and self._adapted_before(later) == number
             for later in range(after, len(self.trial.stages))

@@ -7,6 +7,7 @@ out as YAML that can be pasted under `stages`.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from hfft.complaints import nearest
@@ -75,8 +76,20 @@ def _lp_ft(options: LpFt, total_epochs: float | None) -> list[Stage]:
 
 
 def _gradual(options: Gradual, groups: LayerGroups, total_epochs: float | None) -> list[Stage]:
-    """Head first, then `groups_per_step` more groups a stage, from the top of every tower."""
+    """Head first, then `groups_per_step` more groups a stage, from the top of every tower.
+
+    Towers with a `freeze` of their own keep it: locked-image tuning (Zhai et al. 2022) thaws the
+    text tower alone.
+    """
     groups.require_order("strategy gradual")
+    fixed = options.of_towers("freeze")
+    free = {name: body for name, body in groups.towers.items() if name not in fixed}
+    if not free:
+        raise InputError(
+            "strategy.towers: each tower has a freeze of its own, and none is left to thaw group "
+            "by group; leave freeze out of one, or take strategy full"
+        )
+    groups = replace(groups, towers=free)
     in_the_end = _groups_to_thaw(options.last_group, groups)
     thawed = [*range(0, in_the_end, options.groups_per_step), in_the_end]
     lengths = _lengths(options, len(thawed), total_epochs)
@@ -85,7 +98,7 @@ def _gradual(options: Gradual, groups: LayerGroups, total_epochs: float | None) 
         _stage(
             options,
             name="head" if not count else "whole" if count == groups.depth else f"top-{count}",
-            freeze=_all_but_the_top(count, groups),
+            **_all_but_the_top(count, groups, options),
             **{"epochs": None, "steps": None, **length, **rates},
         )
         for count, length in zip(thawed, lengths, strict=False)
@@ -125,13 +138,16 @@ def _lengths(options: Gradual, stages: int, total_epochs: float | None) -> list[
     return [{unit: per_stage}] * (fitting - 1) + [{unit: last}]
 
 
-def _all_but_the_top(count: int, groups: LayerGroups) -> Any:
-    """Return the `freeze` that leaves the top `count` groups of every tower learning."""
+def _all_but_the_top(count: int, groups: LayerGroups, options: StageFields) -> dict[str, Any]:
+    """Return the fields that leave the top `count` groups of every tower of `groups` learning."""
     if count == 0:
-        return "backbone"
+        return {"freeze": "backbone"}
     if count == groups.depth:
-        return "none"
+        return {"freeze": "none"}
     if all(len(body) == groups.depth for body in groups.towers.values()):
-        return groups.depth - count
-    lower = (body[: max(0, len(body) - count)] for body in groups.towers.values())
-    return tuple(group.name for body in lower for group in body)
+        return {"freeze": groups.depth - count}
+    towers = options.model_dump(include={"towers"}, exclude_none=True).get("towers", {})
+    for name, body in groups.towers.items():
+        left = max(0, len(body) - count)
+        towers[name] = {**towers.get(name, {}), "freeze": left or "none"}
+    return {"freeze": "none", "towers": towers}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hfft import registry
 from hfft.config import Config, Stage
-from hfft.data import LoadedData, load_data
+from hfft.contrastive_task import ContrastiveTask
+from hfft.data import LoadedData, load_data, load_scored
 from hfft.encoding import Encoder, Examples
 from hfft.errors import InputError
 from hfft.layers import LayerGroups, find_layer_groups
@@ -41,6 +43,7 @@ class Subject:
         skeleton: the model, without memory.
         groups: its layers.
         new: names of the parameters that the source does not bring.
+        idle: of those that the loss doesn't depend on.
         encoder: for further data.
         place: what messages begin with where it is a stage's own, such as `stages.0: `.
     """
@@ -56,6 +59,7 @@ class Subject:
     groups: LayerGroups
     new: frozenset[str]
     encoder: Encoder
+    idle: frozenset[str] = frozenset()
     place: str = ""
 
     @property
@@ -103,12 +107,39 @@ def read_subjects(config: Config) -> list[Subject]:
         data = config.data if key == own or stage is None else _data_of(stage, task, config.data)
         place = "" if key == own else f"stages.{number}: "
         try:
-            found[key] = _read(config, task, data, place)
+            load = partial(load_data, data, task.needs, seed=config.seed)
+            found[key] = _read(config, task, load, place)
         except InputError as error:
             problems += [f"{place}{message}" for message in error.messages]
     if problems:
         raise InputError(problems)
     return [found[key] for key in order]
+
+
+def read_scored(config: Config, scored: TaskConfig, data: DataConfig, place: str) -> Subject:
+    """Check what a run is scored on and doesn't learn: of its examples there are `validation`.
+
+    Args:
+        config: the run's.
+        scored: the task.
+        data: its own.
+        place: what messages begin with.
+
+    Raises:
+        InputError: with the problems of data and model together.
+    """
+    task = make_task(scored)
+    # what a contrastive model was last tuned on says nothing of the classes it can be asked for
+    known = not isinstance(task, ContrastiveTask)
+
+    def load() -> LoadedData:
+        names = task.labels_of(read_model_config(config.model)) if known else ()
+        return load_scored(data, task.needs, names)
+
+    try:
+        return _read(config, task, load, place)
+    except InputError as error:
+        raise InputError([f"{place}{message}" for message in error.messages]) from error
 
 
 def _key(task: Task, data: DataConfig | None) -> str:
@@ -123,13 +154,13 @@ def _data_of(stage: Stage, task: Task, of_run: DataConfig) -> DataConfig:
     return of_run.model_copy(update={"columns": columns, "test": None})
 
 
-def _read(config: Config, task: Task, chosen: DataConfig, place: str) -> Subject:
+def _read(config: Config, task: Task, load: Callable[[], LoadedData], place: str) -> Subject:
     problems: list[str] = []
     data = model_config = None
     processes = join_processes()
     with processes.main_process_first():  # which an error that leaves it would upset
         try:
-            data = load_data(chosen, task.needs, seed=config.seed)
+            data = load()
         except InputError as error:
             problems += error.messages
     try:
@@ -137,10 +168,11 @@ def _read(config: Config, task: Task, chosen: DataConfig, place: str) -> Subject
     except InputError as error:
         problems += error.messages
     if data is None or model_config is None or problems:
-        raise InputError(problems)
+        raise InputError(dict.fromkeys(problems))
     model_config = task.configure(model_config, data.labels or [])
     processor = task.load_processor(config.model, model_config)
     model = skeleton(task.auto_model, model_config, config.model.trust_remote_code)
+    task.check_skeleton(model)
     check_shapes(config.model, model)
     groups = find_layer_groups(model)
     head = groups.head.parameters
@@ -151,21 +183,25 @@ def _read(config: Config, task: Task, chosen: DataConfig, place: str) -> Subject
         examples = _encode(encoder, data, problems)
     if problems:
         raise InputError(dict.fromkeys(problems))  # what is wrong with an option is so for each
+    transforms = {  # some options are checked by what they make only
+        name: task.transform(processor, training=name == "train")
+        for name in ("train", "evaluation")
+    }
+    collate = task.collator(processor, model_config)
+    first = next(iter(examples.values()))
     return Subject(
         task=task,
         data=data,
         model_config=model_config,
         processor=processor,
         examples=examples,
-        transforms={  # some options are checked by what they make only
-            name: task.transform(processor, training=name == "train")
-            for name in ("train", "evaluation")
-        },
-        collate=task.collator(processor, model_config),
+        transforms=transforms,
+        collate=collate,
         skeleton=model,
         groups=groups.with_head(lacking),
         new=lacking | frozenset(head if head_is_new(config.model, model, head) else ()),
         encoder=encoder,
+        idle=task.idle(model, lambda: collate([transforms["evaluation"](first.rows[0])])),
         place=place,
     )
 

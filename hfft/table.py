@@ -1,8 +1,10 @@
-"""Cells in columns, for a person to read. Imports nothing, so that any verb may print one."""
+"""Cells in columns, for a person to read. Imports little, so that any verb may print one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -26,3 +28,13 @@ def _text(cell: object) -> str:
 
 def _is_number(text: str) -> bool:
     return text.replace(",", "").replace(".", "").replace("e-", "").isdigit() or text == ""
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows with the same keys, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(path)

@@ -1,7 +1,9 @@
 """What a task must provide. The engine knows nothing else of it.
 
-A task file imports this module, `hfft.registry`, `hfft.text` (what text tasks share) and third
-parties; everything else that a task needs of ours is here.
+A task file imports this module, `hfft.registry`, what tasks of its kind share (`hfft.text`,
+`hfft.vision`, `hfft.audio`,
+`hfft.contrastive_task`) and third parties; everything else that a task needs of ours
+is here.
 """
 
 from __future__ import annotations
@@ -22,8 +24,6 @@ from transformers import PretrainedConfig, PreTrainedModel, pipeline
 from hfft.class_scores import draw_confusion, scores_by_class
 from hfft.data import Column, Needs
 from hfft.errors import InputError
-from hfft.image_inputs import Preparation, as_pixels, find_preparation, open_pixels
-from hfft.images import View, find_images, open_image
 from hfft.sections import ModelConfig, Section
 from hfft.text.inputs import IGNORED
 
@@ -34,19 +34,12 @@ __all__ = [
     "Encode",
     "InputError",
     "ModelConfig",
-    "Preparation",
     "Row",
     "Section",
     "Split",
     "Task",
     "Transform",
-    "View",
-    "as_pixels",
     "draw_confusion",
-    "find_images",
-    "find_preparation",
-    "open_image",
-    "open_pixels",
     "scores_by_class",
 ]
 
@@ -69,12 +62,14 @@ class Split:
         encoded: what `encode` made of them, in the order of the predictions; else the rows.
         labels: class names; none for a task without.
         processor: of the model.
+        reference: what the task's `reference` returned.
     """
 
     rows: Any
     encoded: Any
     labels: Sequence[str] = ()
     processor: Any = field(default=None, repr=False)
+    reference: Any = field(default=None, repr=False)
 
 
 class Task(ABC):
@@ -93,6 +88,8 @@ class Task(ABC):
     """How this task's model classes end: `ForImageClassification`."""
     checked: ClassVar[bool] = False
     """Whether `flaws` looks at the examples."""
+    open_classes: ClassVar[bool] = False
+    """Whether a model can be scored on classes that it was not trained for, by their names."""
     generates: ClassVar[bool] = False
     """Whether `metrics` is given what `generate` returns too: a pair of that and of `reduce`'s."""
 
@@ -112,6 +109,19 @@ class Task(ABC):
     def options_of(cls, config: PretrainedConfig) -> dict[str, Any]:
         """Return the options that a finished model's config tells, for a model without its run."""
         return {}
+
+    @classmethod
+    def labels_of(cls, config: PretrainedConfig) -> list[str]:
+        """Return the classes that a finished model's config names."""
+        return [name for _, name in sorted((config.id2label or {}).items())]
+
+    @classmethod
+    def takes(cls, config: PretrainedConfig) -> bool:
+        """Say whether a finished model is one of this task's."""
+        classes = list(config.architectures or [])
+        if config.model_type == "timm_wrapper":
+            classes.append("TimmWrapperForImageClassification")
+        return any(name.endswith(cls.model_suffix) for name in classes)
 
     @property
     def augments(self) -> bool:
@@ -168,9 +178,13 @@ class Task(ABC):
 
         It is called with batches of the roles' columns and `index`, each example's place in the
         split, and returns columns of its own, `input_ids` among them. One example may give
-        several or none. It is pickled and its result kept on disk. Two columns are the engine's:
-        `truncated`, whether tokens were cut off, is counted, said, and dropped; examples whose
-        `input_ids` are empty are counted, said, and left out.
+        several or none. It is pickled and its result kept on disk. Images and sounds come as
+        their identities, numbers that are equal for the same file and for the same bytes.
+
+        Three columns are the engine's: `truncated`, whether tokens were cut off, is counted,
+        said, and dropped; examples whose `input_ids` are empty are counted, said, and left out;
+        and where there is a `row`, the index of the example that an encoded one was made of,
+        `transform` is handed the columns of both.
         """
         return None
 
@@ -211,6 +225,25 @@ class Task(ABC):
         )
         return total / torch.as_tensor(kept.sum() if items is None else items).clamp(min=1)
 
+    def check_skeleton(self, model: PreTrainedModel) -> None:
+        """Look at a model without its weights, before anything else is read.
+
+        Raises:
+            InputError: it lacks what the task needs.
+        """
+        return
+
+    def idle(
+        self, model: PreTrainedModel, batch: Callable[[], Mapping[str, Any]]
+    ) -> frozenset[str]:
+        """Return the names of parameters that the task's loss doesn't depend on; they stay frozen.
+
+        Args:
+            model: without its weights.
+            batch: returns inputs.
+        """
+        return frozenset()
+
     def reduce(self, outputs: Any, labels: Tensor) -> Any:
         """Return what `metrics` needs of a batch's outputs: a tensor, or several, (B, ...)."""
         return outputs.logits
@@ -226,6 +259,10 @@ class Task(ABC):
             InputError: it can't do that.
         """
         return
+
+    def reference(self, model: Any, split: Split) -> Any:
+        """Return what `metrics` needs of the model itself, beside its predictions."""
+        return None
 
     @abstractmethod
     def metrics(self, predictions: Any, labels: np.ndarray, split: Split) -> dict[str, float]:

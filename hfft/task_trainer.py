@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -68,6 +68,12 @@ class TaskTrainer(Trainer):
         self._loss_shifts_labels = False  # tasks align labels with logits
         self.remove_callback(PrinterCallback)  # it prints to standard output
 
+    @property
+    def scored(self) -> Split:
+        """The split that was scored last."""
+        assert self._scores.split is not None
+        return self._scores.split
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -106,7 +112,9 @@ class TaskTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Score the split that a loader reads; a task's own `loss` replaces the batches' mean."""
         dataset: Any = dataloader.dataset
-        self._scores.split = getattr(dataset, "examples", dataset).split
+        split: Split = getattr(dataset, "examples", dataset).split
+        bare = self.accelerator.unwrap_model(cast(Any, self.model))  # its precision stays
+        self._scores.split = replace(split, reference=self.task.reference(bare, split))
         return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> SequentialSampler:

@@ -1,4 +1,4 @@
-"""Columns of texts, numbers, words, answers and chats, each brought into one form.
+"""Columns of texts, captions, numbers, words, answers and chats, each brought into one form.
 
 Every function returns the dataset with its column in that form, and the rows that can't be: row
 to what is wrong with it. Whatever form the others were in, they are values of one type then.
@@ -12,6 +12,7 @@ from reprlib import repr as short
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -24,7 +25,7 @@ _Form = Callable[[Any], tuple[Any, str]]
 """A value to the same in its form and "", or to None and what is wrong with it."""
 
 _TEXT, _NUMBER = datasets.Value("string"), datasets.Value("float64")
-_WORDS = datasets.List(_TEXT)
+_WORDS = _CAPTIONS = datasets.List(_TEXT)
 _ANSWERS = {"text": datasets.List(_TEXT), "answer_start": datasets.List(datasets.Value("int64"))}
 _MESSAGES = datasets.List({"role": _TEXT, "content": _TEXT})
 
@@ -58,8 +59,37 @@ def as_text_column(dataset: datasets.Dataset, column: str, *, blank: bool = Fals
         if texts.null_count:
             dataset = replace_column(dataset, column, texts.fill_null(""), _TEXT)
         return dataset, {}
-    empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(texts), ""), True)
-    return dataset, dict.fromkeys(pc.indices_nonzero(empty).to_pylist(), "is empty")
+    return dataset, dict.fromkeys(pc.indices_nonzero(_blank(texts)).to_pylist(), "is empty")
+
+
+def as_captions_column(dataset: datasets.Dataset, column: str) -> Formed:
+    """Turns a text an example, or a list of them, into `[text, ...]`; each needs one, none blank.
+
+    Raises:
+        InputError: the column holds something else.
+    """
+    feature = dataset.features[column]
+    caption = _item(feature)
+    if _is_untyped(caption):
+        return _bring(dataset, column, _captions, _CAPTIONS)
+    if not _is_text(caption):
+        raise InputError(f"holds {described(feature)}, not a caption or a list of them an example")
+    form = _TEXT if _is_text(feature) else _CAPTIONS
+    if feature != form:
+        dataset = dataset.cast_column(column, form)
+    chunks = dataset.select_columns([column]).with_format("arrow")[:].column(0).chunks
+    if form is _TEXT:
+        chunks = [_alone(chunk) for chunk in chunks]
+        dataset = replace_column(dataset, column, pa.chunked_array(chunks), _CAPTIONS)
+    flaws: dict[int, str] = {}
+    start = 0
+    for chunk in chunks:
+        rows = pc.list_parent_indices(chunk).filter(_blank(pc.list_flatten(chunk)))
+        flaws |= {start + row: "has an empty caption" for row in rows.unique().to_pylist()}
+        none = pc.fill_null(pc.equal(pc.list_value_length(chunk), 0), True)
+        flaws |= {start + row: "has no caption" for row in pc.indices_nonzero(none).to_pylist()}
+        start += len(chunk)
+    return dataset, dict(sorted(flaws.items()))
 
 
 def as_number_column(dataset: datasets.Dataset, column: str) -> Formed:
@@ -133,6 +163,17 @@ def _is_untyped(feature: Any) -> bool:
     return empty or isinstance(feature, datasets.Json)
 
 
+def _blank(texts: Any) -> Any:
+    """Whether each of the texts is null or has nothing in it, for an array of them."""
+    return pc.fill_null(pc.equal(pc.utf8_trim_whitespace(texts), ""), True)
+
+
+def _alone(texts: Any) -> Any:
+    """Each text as the only one of a list, null as none, for an array of them."""
+    ends = np.arange(len(texts) + 1, dtype=np.int32)
+    return pa.ListArray.from_arrays(ends, texts)
+
+
 def _item(feature: Any) -> Any:
     """What a list is of; what isn't a list, itself."""
     is_list = isinstance(feature, datasets.List | datasets.LargeList)
@@ -185,6 +226,19 @@ def _words(value: Any) -> tuple[list[str] | None, str]:
         return None, f"is {short(value)}, no list"
     odd = next((word for word in value if not isinstance(word, str)), "")
     return (value, "") if odd == "" else (None, f"has a word that is {short(odd)}, no text")
+
+
+def _captions(value: Any) -> tuple[list[str] | None, str]:
+    captions = [value] if isinstance(value, str) else value
+    if not captions:
+        return None, "has no caption"
+    if not isinstance(captions, list):
+        return None, f"is {short(value)}, no caption"
+    odd = next((c for c in captions if not isinstance(c, str | None)), None)
+    if odd is not None:
+        return None, f"has a caption that is {short(odd)}, no text"
+    blank = any(caption is None or not caption.strip() for caption in captions)
+    return (None, "has an empty caption") if blank else (captions, "")
 
 
 def _answers(value: Any) -> tuple[dict[str, list[Any]] | None, str]:

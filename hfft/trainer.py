@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import find_batch_size
 
 from hfft.batches import GroupedByLength, TokenBatches
+from hfft.contrastive_step import ContrastiveStep
+from hfft.contrastive_task import ContrastiveTask
 from hfft.errors import InputError
 from hfft.hooks import EpochCallback, PenaltyCallback
 from hfft.hooks.epoch import EpochAware
@@ -42,6 +44,7 @@ class StageTrainer(TaskTrainer):
             schedule of the stage's own.
         lengths: (N,) tokens of the training examples, for batches that go by them.
         batch_tokens: of a batch; None: batches of so many examples as the arguments say.
+        chunk: pairs that pass a contrastive model at a time; None: all of a batch.
         **trainer: TaskTrainer's arguments.
 
     Raises:
@@ -56,11 +59,15 @@ class StageTrainer(TaskTrainer):
         span: tuple[int, int] | None = None,
         lengths: npt.NDArray[np.int64] | None = None,
         batch_tokens: int | None = None,
+        chunk: int | None = None,
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
         self._rates, self._carried, self._span = rates, carried, span
         self._lengths, self._batch_tokens = lengths, batch_tokens
+        self._contrast: ContrastiveStep | None = None
+        if isinstance(self.task, ContrastiveTask):
+            self._contrast = ContrastiveStep(self.task, self.accelerator, chunk)
         self._examples = 0  # that this process has trained on
         self._own_forward = self._bare_model().__dict__.get("forward")
         # they add to the log, which those that report it must find complete
@@ -152,7 +159,10 @@ class StageTrainer(TaskTrainer):
         return int(count)
 
     def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Stop every process at a loss that is no number on any, before the optimizer steps on it.
 
@@ -160,7 +170,7 @@ class StageTrainer(TaskTrainer):
         which is off here, would.
         """
         self._examples += find_batch_size(inputs) or 0  # type: ignore[no-untyped-call]
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        loss = self._forward_and_backward(model, inputs, num_items_in_batch)
         lost = (~torch.isfinite(loss)).to(torch.int32)
         if self.args.world_size > 1:
             dist.all_reduce(lost, op=dist.ReduceOp.MAX)
@@ -170,6 +180,17 @@ class StageTrainer(TaskTrainer):
                 f"rate of {self._get_learning_rate():.3g}"
             )
         return loss
+
+    def _forward_and_backward(
+        self, model: nn.Module, inputs: dict[str, Any], items: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        if self._contrast is None:
+            return super().training_step(model, inputs, items)
+        model.train()
+        if callable(mode := getattr(self.optimizer, "train", None)):  # schedule-free ones have it
+            mode()
+        assert items is not None
+        return self._contrast(model, cast(Any, self._prepare_inputs(inputs)), items)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate without drawing from the generators that training goes on with."""

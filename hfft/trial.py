@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import gc
 import json
 import logging
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,15 +17,19 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from hfft.adapters import inject, merge, save_adapter, unmoved
 from hfft.arguments import training_arguments
+from hfft.average_scores import write_average
 from hfft.checkpoints import SealCallback, seconds_of, step_of, write_json
+from hfft.contrastive_task import ContrastiveTask
 from hfft.encoding import Examples
 from hfft.errors import RunFailedError
 from hfft.examples import ExampleDataset
 from hfft.features.stored import StoredExamples
 from hfft.folder import RunFolder
 from hfft.hooks import (
+    EmaCallback,
     EpochCallback,
     LogCallback,
+    LogitScaleCallback,
     MixoutCallback,
     PenaltyCallback,
     ProgressCallback,
@@ -36,14 +38,18 @@ from hfft.hooks import (
 )
 from hfft.hooks.freeze import kept_in_eval
 from hfft.hooks.log import drop_unfinished
-from hfft.optim import OptimizerState, learning_rates
+from hfft.optim import OptimizerState
 from hfft.penalties.penalty import LabelledBatches
 from hfft.penalty_plan import PlannedPenalty
 from hfft.plan import Plan, PlannedStage, Trial
 from hfft.processes import join_processes
+from hfft.retention import Retention
+from hfft.run_average import RunAverage
+from hfft.sections import EmaAverage
 from hfft.stage_data import StageData
 from hfft.stage_models import StageModels
 from hfft.subject import Subject
+from hfft.table import write_csv
 from hfft.task import Split
 from hfft.trainer import NonFiniteLossError, StageTrainer
 
@@ -59,10 +65,14 @@ class TrialRun:
         plan: the run it belongs to.
         trial: which of the run's trials.
         folder: where its checkpoints, and the main trial's model, are kept.
+        retention: what the trained model is to be scored by too; None: nothing.
     """
 
-    def __init__(self, plan: Plan, trial: Trial, folder: RunFolder) -> None:
+    def __init__(
+        self, plan: Plan, trial: Trial, folder: RunFolder, retention: Retention | None = None
+    ) -> None:
         self.plan, self.trial, self.folder = plan, trial, folder
+        self.retention = retention
         self.processes = join_processes()
         self.spent_before = 0.0  # seconds, by earlier processes
         self._data = StageData(plan, trial)
@@ -92,7 +102,11 @@ class TrialRun:
             finished.append(stage)
             if self.processes.is_main_process:
                 self._models.checkpoints(number).finish(
-                    model, state, stage, self._models.untouched(number)
+                    model,
+                    state,
+                    stage,
+                    self._models.untouched(number),
+                    keep_checkpoints=self._models.are_members(number),
                 )
                 if number > 0 and not self._models.are_wanted(number - 1, number + 1):
                     self._models.checkpoints(number - 1).forget_weights()
@@ -106,6 +120,8 @@ class TrialRun:
         result = {"stages": finished, **self._score(trainer, model)}
         trainer.release()
         self._data.close()
+        if self.retention is not None:
+            result["retention"] = self.retention.score(model)
         if self.processes.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, result)
@@ -222,8 +238,10 @@ class TrialRun:
 
     def _score(self, trainer: StageTrainer, model: PreTrainedModel) -> dict[str, Any]:
         """Score the trained model on validation and test; the main trial leaves its pictures."""
-        splits = self._data.splits
         result: dict[str, Any] = {"test": None}
+        if self.trial.name == "main" and self.plan.config.average is not None:
+            result["average"] = self._average(trainer, model)
+        splits = self._data.splits
         predictions: Any = None
         for name, split in (("eval", "validation"), ("test", "test")):
             if split in splits:
@@ -231,15 +249,33 @@ class TrialRun:
                 result[name] = _scores(predictions.metrics, "eval_")
         if self.trial.name == "main" and self.processes.is_main_process:
             self._save_model(model)
-            last = "test" if "test" in splits else "validation"
-            scored = self.plan.subject.examples[last].split
-            self._write_details(predictions.predictions, predictions.label_ids, scored)
+            self._write_details(predictions.predictions, predictions.label_ids, trainer.scored)
         return result
+
+    def _average(self, trainer: StageTrainer, model: PreTrainedModel) -> dict[str, Any]:
+        """Put the average that the run asks for in the place of the trained weights."""
+
+        def score(split: str) -> dict[str, float] | None:
+            data = self._data.splits.get(split)
+            if data is None:
+                return None
+            return _scores(trainer.predict(data, metric_key_prefix="eval").metrics or {}, "eval_")
+
+        average = RunAverage(self.plan, self._models, model, score, self.retention)
+        last = len(self.trial.stages) - 1
+        if average.changes(self.trial.stages[last].features.frozen):
+            self._data.forget_features()  # they are of other weights
+        found = average.run()
+        if self.processes.is_main_process:
+            write_average(self.folder.path, found)
+        return found
 
     def _save_model(self, model: PreTrainedModel) -> None:
         partial = self.folder.path / "model.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        save_model(model, self.plan.subject.processor, partial)
+        # what from_pretrained and transformers.pipeline load
+        model.save_pretrained(partial, safe_serialization=True)
+        self.plan.subject.processor.save_pretrained(partial)
         shutil.rmtree(self.folder.model, ignore_errors=True)
         partial.rename(self.folder.model)
 
@@ -247,13 +283,7 @@ class TrialRun:
         self.plan.task.draw(self.folder.path, predictions, labels, split)
         rows = self.plan.task.scores_by_label(predictions, labels, split)
         if rows:
-            path = self.folder.path / "per_class.csv"
-            partial = path.with_name("per_class.csv.partial")
-            with partial.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, rows[0].keys())
-                writer.writeheader()
-                writer.writerows(rows)
-            partial.replace(path)
+            write_csv(self.folder.path / "per_class.csv", rows)
 
     def _freeze(self, number: int, model: PreTrainedModel) -> None:
         for name, parameter in model.named_parameters():
@@ -265,7 +295,7 @@ class TrialRun:
         return training_arguments(config, planned, folder, seed=config.seed + number)
 
     def _holds(self, number: int, model: PreTrainedModel) -> list[TrainerCallback]:
-        """Return what holds a stage's weights to the source, which is read again for it."""
+        """Return what holds the weights to the source, read again for it, or averages them."""
         planned = self.trial.stages[number]
         stage, found = planned.stage, list[TrainerCallback]()
         if planned.penalties:  # some measure the source, which is to be fast
@@ -290,6 +320,9 @@ class TrialRun:
             found.append(MixoutCallback(model, stage.mixout, sources["original"]))
         if stage.stochnorm is not None:
             found.append(StochNormCallback(model, stage.stochnorm))
+        average = self.plan.config.average
+        if isinstance(average, EmaAverage) and self._models.is_smoothed(number):
+            found.append(EmaCallback(model, average.decay, warmup=average.warmup))
         return found
 
     def _sample(self, subject: Subject, penalty: PlannedPenalty) -> LabelledBatches:
@@ -314,25 +347,21 @@ class TrialRun:
         holds: Iterable[TrainerCallback],
     ) -> StageTrainer:
         config, planned = self.plan.config, self.trial.stages[number]
-        stage = planned.stage
+        stage, task = planned.stage, planned.subject.task
         labels = {"trial": self.trial.name, "stage": stage.name}
         title = f"{self.trial.name}: {stage.name}"
         steps = [s.steps for s in self.trial.stages]
         data = self._data.splits
         train: Any = data["train"]
-        if isinstance(train, StoredExamples):
+        if isinstance(train, StoredExamples) and train.is_quick:
             args.dataloader_num_workers, args.dataloader_persistent_workers = 0, False
             args.dataloader_prefetch_factor = None
         return StageTrainer(
-            task=planned.subject.task,
+            task=task,
             lengths=planned.subject.examples["train"].lengths,
             batch_tokens=config.batch_tokens,
-            rates=learning_rates(
-                planned.groups,
-                planned.learning_rate,
-                layer_decay=stage.layer_decay,
-                head_multiplier=stage.head_multiplier,
-            ),
+            chunk=stage.contrastive.chunk if stage.contrastive is not None else None,
+            rates=planned.rates,
             carried=carried,
             span=(sum(steps[:number]), sum(steps)) if config.schedule == "run" else None,
             model=model,
@@ -342,19 +371,14 @@ class TrialRun:
             data_collator=self._data.collate,
             callbacks=[
                 *holds,
+                *([LogitScaleCallback(model)] if isinstance(task, ContrastiveTask) else ()),
                 EpochCallback(train),
                 ReplicasCallback(),
                 SealCallback(spent),
                 LogCallback(self.folder.log, **labels),
-                ProgressCallback(title, planned.subject.task.metric),
+                ProgressCallback(title, task.metric),
             ],
         )
-
-
-def save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
-    """Write what from_pretrained and transformers.pipeline load."""
-    model.save_pretrained(folder, safe_serialization=True)
-    processor.save_pretrained(folder)
 
 
 def _scores(metrics: dict[str, float], prefix: str) -> dict[str, float]:

@@ -94,9 +94,11 @@ def apply_override(values: dict[str, Any], assignment: str) -> None:
 
 
 def whole_section(section: str, value: Any) -> Any:
-    """Return what one word in a section's place stands for: its name, its mode, its limit."""
+    """Return what one word in a section's place stands for: its name, kind, mode or limit."""
     if section in ("task", "model", "strategy", "baselines"):
         return {"name": value} if isinstance(value, str) else value
+    if section == "average":
+        return {"kind": value} if isinstance(value, str) else value
     if section == "feature_cache" and isinstance(value, str | int | float):
         mode = isinstance(value, bool) or value in ("auto", "on", "off")
         return {"mode" if mode else "limit": value}

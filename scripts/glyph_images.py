@@ -98,19 +98,37 @@ def log(message: str) -> None:
 # --- fonts and rendering --------------------------------------------------------------------------
 
 
-def find_fonts(folders: Sequence[Path]) -> list[Path]:
-    """List font files: matplotlib's own DejaVu fonts, then all below the given folders.
+def find_fonts(folders: Sequence[Path], bundled: Sequence[str] = ("DejaVu*",)) -> list[Path]:
+    """List font files: some of matplotlib's own, then all below the given folders.
 
     Args:
         folders: Where to look, subfolders included; those that do not exist are passed over.
+        bundled: Which fonts of matplotlib's are taken, as patterns of their names.
 
     Returns:
         Paths in an order that depends on the files' names only.
     """
-    bundled = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    own = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    named = sorted(path for pattern in bundled for path in own.glob(f"{pattern}.ttf"))
     found = {path for folder in folders for path in folder.rglob("*")}
     system = (path for path in found if path.suffix.lower() in FONT_SUFFIXES)
-    return sorted(bundled.glob("DejaVu*.ttf")) + sorted(system, key=lambda path: (path.name, path))
+    return named + sorted(system, key=lambda path: (path.name, path))
+
+
+def maker_of(family: str) -> str:
+    """Guess who made a font: the first letters of ``Noto Sans`` and ``Noto Serif`` agree."""
+    return family[:4].lower()
+
+
+def read_font(path: Path) -> tuple[str, dict[int, str]]:
+    """Return a font's family, and its glyph for each code point that it has one for.
+
+    Raises:
+        OSError, TTLibError, KeyError: If the file cannot be read.
+    """
+    with TTFont(path, lazy=True) as tables:
+        covered = tables.getBestCmap() or {}
+        return tables["name"].getBestFamilyName() or path.stem, covered
 
 
 def render_glyph(font: ImageFont.FreeTypeFont, character: str) -> npt.NDArray[np.uint8] | None:
@@ -164,9 +182,7 @@ def render_font(path: Path) -> RenderedFont | None:
         The drawn characters, or None if the font cannot be read or lacks the Latin letters.
     """
     try:
-        with TTFont(path, lazy=True) as tables:
-            covered = tables.getBestCmap() or {}
-            family = tables["name"].getBestFamilyName() or path.stem
+        family, covered = read_font(path)
         font = ImageFont.truetype(str(path), RENDER_POINTS)
         drawn = {
             index: render_glyph(font, character)

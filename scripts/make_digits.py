@@ -19,10 +19,7 @@ Usage:
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from made_folder import make_folder
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -161,32 +159,11 @@ def about(recipe: Recipe) -> dict[str, object]:
     }
 
 
-def is_finished(out_dir: Path, recipe: Recipe) -> bool:
-    """Tell whether ``out_dir`` already holds exactly this data set.
-
-    Args:
-        out_dir: The folder to look at; it need not exist.
-        recipe: What the folder should have been made from.
-
-    Returns:
-        True if it was made from the same recipe, False if there is no such folder or it is empty.
-
-    Raises:
-        FileExistsError: If the folder holds anything else, which is the caller's to delete.
-    """
-    if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
-        return False
-    note = out_dir / "about.json"
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == about(recipe):
-        return True
-    raise FileExistsError(f"{out_dir} exists and was made differently: delete it or name another")
-
-
 def write_folder(folder: Path, recipe: Recipe) -> Mapping[str, int]:
     """Write the whole data set into ``folder``, which must not exist yet.
 
     Args:
-        folder: Where the splits and ``about.json`` go.
+        folder: Where the splits go.
         recipe: What to write.
 
     Returns:
@@ -200,31 +177,7 @@ def write_folder(folder: Path, recipe: Recipe) -> Mapping[str, int]:
         for index in indices.tolist():
             picture = draw_digit(images[index].reshape(SOURCE_SIDE, SOURCE_SIDE), index, recipe)
             picture.save(folder / split / str(labels[index]) / f"{index:04d}.png")
-    note = json.dumps(about(recipe), indent=2) + "\n"
-    (folder / "about.json").write_text(note, encoding="utf-8")
     return {split: len(indices) for split, indices in splits.items()}
-
-
-def make_digits(out_dir: Path, recipe: Recipe) -> Mapping[str, int] | None:
-    """Make the data set in one step: either all of it is at ``out_dir`` afterwards or none.
-
-    Args:
-        out_dir: The folder to make.
-        recipe: What to write.
-
-    Returns:
-        The number of images in each split, or None if the folder was there already.
-    """
-    if is_finished(out_dir, recipe):
-        return None
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = out_dir.with_name(f".{out_dir.name}.partial-{os.getpid()}")
-    try:
-        counts = write_folder(partial, recipe)
-        partial.replace(out_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return counts
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -251,7 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     recipe = Recipe(per_class=options.per_class, jitter=options.jitter, seed=options.seed)
     try:
-        counts = make_digits(options.out_dir.resolve(), recipe)
+        counts = make_folder(
+            options.out_dir.resolve(), about(recipe), lambda folder: write_folder(folder, recipe)
+        )
     except (FileExistsError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

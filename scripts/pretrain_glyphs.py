@@ -39,6 +39,7 @@ from glyph_images import (
     find_fonts,
     gather,
     log,
+    maker_of,
     render_fonts,
 )
 from torch import Tensor, nn
@@ -67,11 +68,6 @@ MAX_GRADIENT_NORM = 1.0
 
 
 # --- held-out fonts -------------------------------------------------------------------------------
-
-
-def maker_of(family: str) -> str:
-    """Guess who made a font: the first letters of ``Noto Sans`` and ``Noto Serif`` agree."""
-    return family[:4].lower()
 
 
 def split_fonts(fonts: Sequence[RenderedFont], seed: int) -> tuple[GlyphPool, GlyphPool]:

@@ -26,7 +26,7 @@ class Family:
 
     Attributes:
         make: returns it, with fresh weights.
-        inputs: what it is called with: `images`, `words` or both.
+        inputs: what it is called with: `images`, `words`, `sounds` or two of them.
         depth: tower name to the number of groups that a reader of its code counts.
         head: how many parameters its head has.
     """
@@ -44,6 +44,7 @@ class Family:
             "images": ("pixel_values", torch.rand(2, 3, 32, 32, generator=random)),
             "words": ("input_ids", words),
             "answers": ("decoder_input_ids", words[:, :4]),
+            "sounds": ("input_features", torch.rand(2, 1, 64, 16, generator=random)),
         }
         return dict(every[kind] for kind in self.inputs)
 
@@ -77,6 +78,61 @@ def clip(text_layers: int = 3, vision_layers: int = 2) -> Any:
     text = {**WORDS, **SMALL, "max_position_embeddings": 16, "num_hidden_layers": text_layers}
     vision = {"image_size": 32, "patch_size": 8, **SMALL, "num_hidden_layers": vision_layers}
     return hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+
+
+_TEXT: dict[str, Any] = {**WORDS, **SMALL, "max_position_embeddings": 16}
+_VISION: dict[str, Any] = {**SMALL, "image_size": 32, "patch_size": 8, "num_hidden_layers": 2}
+
+
+def siglip() -> Any:
+    text = {**_TEXT, "projection_size": 16}
+    return hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config=_VISION))
+
+
+def dual_encoder(vision: Any = None, **text: Any) -> Any:
+    """BERT, with a pooler, beside a ViT or another model of images."""
+    return hf.VisionTextDualEncoderModel(
+        hf.VisionTextDualEncoderConfig.from_vision_text_configs(
+            hf.ViTConfig(**_VISION) if vision is None else vision,
+            hf.BertConfig(**{**_TEXT, **text}),
+            projection_dim=8,
+        )
+    )
+
+
+def dual_encoder_with_batchnorm() -> Any:
+    """BERT beside a timm ResNet."""
+    config = batchnorm_resnet().config
+    sizes = {"model_args": config.model_args, "pretrained_cfg": config.pretrained_cfg}
+    vision = hf.TimmWrapperConfig(architecture="resnet10t", hidden_size=16, **sizes)
+    return dual_encoder(vision)
+
+
+def _alt_clip() -> Any:
+    text = {**_TEXT, "project_dim": 8, "max_position_embeddings": 20}
+    config = hf.AltCLIPConfig(text_config=text, vision_config=_VISION, projection_dim=8)
+    return hf.AltCLIPModel(config)
+
+
+def _chinese_clip() -> Any:
+    config = hf.ChineseCLIPConfig(text_config=_TEXT, vision_config=_VISION, projection_dim=8)
+    return hf.ChineseCLIPModel(config)
+
+
+def clap() -> Any:
+    audio = {
+        "spec_size": 64,
+        "patch_size": 4,
+        "patch_stride": [4, 4],
+        "num_mel_bins": 16,
+        "window_size": 4,
+        "patch_embeds_hidden_size": 8,
+        "hidden_size": 16,
+        "depths": [1, 1],
+        "num_attention_heads": [2, 2],
+    }
+    text = {**_TEXT, "projection_hidden_act": "relu", "max_position_embeddings": 20}
+    return hf.ClapModel(hf.ClapConfig(text_config=text, audio_config=audio, projection_dim=8))
 
 
 def _timm_vit() -> Any:
@@ -203,3 +259,16 @@ FAMILIES: dict[str, Family] = {
     "clip": Family(clip, ("images", "words"), {"text": 4, "vision": 3}, 3),
     "clip-for-images": _family(_clip_for_images, "images", 4, 2),
 }
+
+TOWERS: dict[str, Family] = {
+    "clip": FAMILIES["clip"],
+    "siglip": Family(siglip, ("images", "words"), {"text": 4, "vision": 3}, 2),
+    "dual-encoder": Family(dual_encoder, ("images", "words"), {"vision": 3, "text": 4}, 3),
+    "dual-encoder-timm": Family(
+        dual_encoder_with_batchnorm, ("images", "words"), {"vision": 5, "text": 4}, 3
+    ),
+    "alt-clip": Family(_alt_clip, ("images", "words"), {"text": 4, "vision": 3}, 3),
+    "chinese-clip": Family(_chinese_clip, ("images", "words"), {"text": 4, "vision": 3}, 3),
+    "clap": Family(clap, ("sounds", "words"), {"text": 4, "audio": 3}, 10),
+}
+"""Models of two towers."""

@@ -17,7 +17,9 @@ from transformers import Trainer, TrainingArguments
 
 from hfft.errors import InputError
 from hfft.hooks import FreezeCallback
+from hfft.layers import find_layer_groups
 from tests.families import bert
+from tests.features.training import contrastive
 
 folder = Path(sys.argv[1])
 
@@ -40,6 +42,10 @@ def new_trainer(model: Any, *callbacks: Any) -> Trainer:
         {"input_ids": torch.randint(3, 30, (6,), generator=random), "labels": torch.tensor(n % 2)}
         for n in range(8)
     ]
+    if model.config.model_type == "clip":
+        for one in data:
+            del one["labels"]
+            one["pixel_values"] = torch.rand(3, 32, 32, generator=random)
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"),
         report_to="none",
@@ -50,6 +56,7 @@ def new_trainer(model: Any, *callbacks: Any) -> Trainer:
         save_strategy="no",
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        remove_unused_columns=False,
     )
     return Trainer(model=model, args=arguments, train_dataset=data, callbacks=[*callbacks])
 
@@ -78,7 +85,22 @@ def thawed_between_two_calls(new_optimizer: bool, guarded: bool = True) -> Any:
     return model
 
 
+def towers_in_a_trainer_each() -> Any:
+    """Locked-image tuning, then stages in which the towers learn to unequal depth."""
+    torch.manual_seed(0)
+    model = contrastive()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    for towers in ({"vision": "backbone"}, {"vision": "backbone", "text": 3}, {"text": 2}):
+        frozen = find_layer_groups(model).frozen("none", towers)
+        new_trainer(model, FreezeCallback(model, "none", towers)).train()
+        for name, value in model.state_dict().items():
+            assert name not in frozen or torch.equal(value, start[name]), name
+        start = {name: value.clone() for name, value in model.state_dict().items()}
+    return model
+
+
 ways = {
+    "towers": towers_in_a_trainer_each,
     "a trainer each": stages_in_a_trainer_each,
     "unguarded": lambda: thawed_between_two_calls(new_optimizer=True, guarded=False),
     "old optimizer": lambda: thawed_between_two_calls(new_optimizer=False),

@@ -188,6 +188,51 @@ def test_freeze_takes_a_word_a_number_or_patterns(tmp_path: Path, freeze: Any, v
     assert stage.freeze == value
 
 
+@pytest.mark.parametrize("freeze", ["head", True, 1.5, ["text_model.*"]])
+def test_a_tower_is_frozen_by_a_word_or_a_number_only(tmp_path: Path, freeze: Any) -> None:
+    towers = {"vision": {"freeze": freeze}}
+    (said,) = complaints(tmp_path, stages=[{"name": "a", "towers": towers}])
+    assert said.startswith("stages.0.towers.vision.freeze: expected none, backbone or a number")
+
+
+@pytest.mark.parametrize(
+    ("towers", "said"),
+    [
+        ({}, "stages.0.towers: "),
+        ({"vision": {}}, "stages.0.towers.vision: give one or more of freeze, learning_rate"),
+        ({"vision": {"freze": 1}}, "stages.0.towers.vision.freze: unknown key; did you mean"),
+        ({"vision": {"layer_decay": 2}}, "stages.0.towers.vision.layer_decay: "),
+        ({"text": "backbone"}, "stages.0.towers.text: expected `key: value` lines"),
+    ],
+)
+def test_wrong_fields_of_a_tower_are_said_with_their_place(
+    tmp_path: Path, towers: Any, said: str
+) -> None:
+    (complaint,) = complaints(tmp_path, stages=[{"name": "a", "towers": towers}])
+    assert complaint.startswith(said)
+
+
+def test_strategies_take_fields_of_towers_too(tmp_path: Path) -> None:
+    towers = {"vision": {"freeze": "backbone"}, "text": {"learning_rate": 1e-5, "freeze": 2}}
+    config = load(tmp_path, strategy={"name": "gradual", "towers": towers})
+    assert config.strategy is not None
+    assert config.strategy.of_towers("freeze") == {"vision": "backbone", "text": 2}
+    assert config.strategy.of_towers("learning_rate") == {"text": 1e-5}
+    assert config.strategy.of_towers("layer_decay") == {}
+
+
+def test_an_adapter_stands_beside_towers_that_are_frozen_whole(tmp_path: Path) -> None:
+    stage = {"name": "a", "freeze": "backbone", "lora": {"r": 4}}
+    (said,) = complaints(tmp_path, stages=[{**stage, "towers": {"text": {"freeze": "none"}}}])
+    assert "lora goes with freeze: backbone" in said
+    load(tmp_path, stages=[{**stage, "towers": {"text": {"learning_rate": 1e-4}}}])
+    (said,) = complaints(
+        tmp_path, strategy={"name": "lora", "r": 4, "towers": {"text": {"freeze": 1}}}
+    )
+    assert said.startswith("strategy: lora goes with freeze: backbone")
+    load(tmp_path, strategy={"name": "lora", "towers": {"text": {"freeze": "backbone"}}})
+
+
 def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
     said = complaints(
         tmp_path,
@@ -322,6 +367,22 @@ def test_home_folder_is_written_as_in_a_shell(tmp_path: Path, monkeypatch: Any) 
     monkeypatch.setenv("HOME", "/home/me")
     config = load(tmp_path, model="~/m", output_dir="~/runs/x")
     assert (config.model.name, config.output_dir) == ("/home/me/m", "/home/me/runs/x")
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"stages": {"name": "a"}}, "stages: expected a list, found {'name': 'a'}"),
+        (
+            {"average": {"kind": "wise_ft", "alphas": 0.5}},
+            "average.alphas: expected a list, found 0.5",
+        ),
+    ],
+)
+def test_one_thing_where_a_list_belongs_is_said_in_yamls_words(
+    tmp_path: Path, sections: dict[str, Any], said: str
+) -> None:
+    assert complaints(tmp_path, **sections) == [said]
 
 
 def test_value_where_a_section_belongs_is_said_in_yamls_words(tmp_path: Path) -> None:
@@ -465,6 +526,8 @@ def test_shipped_config_is_right_by_the_loader_and_by_the_schema(
         ({"stages": [{"freeze": "none"}]}, False),
         ({"stages": [{"name": "a", "freeze": "backbon"}]}, False),
         ({"data": {}}, False),
+        ({"model": {"towers": {"image": "a", "text": {"name": "b", "pooling": "cls"}}}}, True),
+        ({"model": {"towers": {"image": "a"}}}, False),
         (penalised(strength=0.1), True),
         (penalised(strength={"*": 0.1}, schedule="cosine", head_strength=1), True),
         (penalised(kind="spd", strength=0.1, head_strength=1), False),

@@ -20,6 +20,8 @@ from hfft.config_file import load_config
 from hfft.plan import make_plan
 from hfft.task import Task
 
+from . import pair_models as pairs
+from . import sound_models as sounds
 from .text_runs import bert_folder, gpt_folder, t5_folder
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +65,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "wikitext_gpt2": {"text": "the actor was very cold and the plot grim"},
 }
 ROWS["squad_v2"] = ROWS["squad"]
+ROWS["sst2_wise_ft"] = ROWS["sst2"]
 MODELS = {"sft_chat": gpt_folder, "wikitext_gpt2": gpt_folder, "cnn_dailymail_t5": t5_folder}
 CHAT = "{% for m in messages %}{{ m.role }} {{ m.content }} [SEP]{% endfor %}"
 
@@ -85,6 +88,26 @@ def in_place_of_the_hub(config: Path, folder: Path) -> list[str]:
     return local + ([f"task.chat_template={CHAT!r}"] if config.stem == "sft_chat" else [])
 
 
+def pairs_in_place_of_the_hub(config: Path, timm_folder: Path, folder: Path) -> list[str]:
+    """Write pairs, or images in folders by class, and tiny towers; name them as overrides."""
+    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    if "zero-shot-audio-classification" in str(values["task"]):
+        towers = sounds.save_towers(folder)
+        local = [f"model.towers.{kind}={tower}" for kind, tower in towers.items()]
+        return [*local, f"data.path={sounds.write_tones(folder / 'data')}"]
+    classes = "templates" in values["task"]
+    data = (pairs.write_classes if classes else pairs.write_pairs)(folder / "data")
+    local = [f"data.path={data}", "data.columns={}", "data.test=validation"]
+    if "retention" in values:
+        local += [f"retention.data.path={data}", "retention.data.columns={}"]
+        local += ["retention.data.test=validation"]
+    if isinstance(values["model"], dict):
+        towers = {"image": timm_folder, "text": bert_folder(folder / "text")}
+        return local + [f"model.towers.{kind}={tower}" for kind, tower in towers.items()]
+    made = pairs.siglip() if config.stem.startswith("siglip") else pairs.clip()
+    return [*local, f"model={pairs.save(made, folder / 'model')}"]
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_plans(
     config: Path, timm_folder: Path, image_folder: Path, tmp_path: Path
@@ -92,6 +115,8 @@ def test_every_shipped_config_plans(
     """With a small model and data in place of the Hub's."""
     if config.parent.name == "text":
         local = in_place_of_the_hub(config, tmp_path)
+    elif config.parent.name == "cross_modal":
+        local = pairs_in_place_of_the_hub(config, timm_folder, tmp_path)
     else:
         local = [f"model={timm_folder}", f"data.path={image_folder}"]
     plan = make_plan(load_config(config, [*local, f"output_dir={tmp_path / 'run'}"]))

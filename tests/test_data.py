@@ -11,8 +11,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from hfft.data import Column, Needs, load_split
+from hfft.data import Column, Needs, load_scored, load_split
 from hfft.errors import InputError
+from hfft.sections import DataConfig
 
 from .data_files import (
     IMAGES,
@@ -266,3 +267,41 @@ def test_importing_data_imports_neither_torch_nor_transformers() -> None:
     code = "import sys, hfft.data; print({'torch', 'transformers'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# Data that is only scored
+
+
+@pytest.mark.parametrize(
+    ("there", "chosen", "taken"),
+    [
+        (("train", "validation", "test"), {}, "validation"),
+        (("train", "test"), {}, "test"),
+        (("train",), {}, "train"),
+        (("train", "validation", "test"), {"test": "test"}, "test"),
+        (("train", "validation"), {"validation": "train[:2]"}, "train"),
+    ],
+)
+def test_one_split_is_scored(
+    there: tuple[str, ...], chosen: dict[str, str], taken: str, tmp_path: Path
+) -> None:
+    for split in there:
+        table(tmp_path / f"{split}.csv", [(f"{split} {n}", "ab"[n % 2]) for n in range(4)])
+    data = load_scored(DataConfig(path=str(tmp_path), **chosen), Needs(TEXTS), [])
+    assert list(data.splits) == ["validation"]
+    texts = data.splits["validation"]["text"][:]
+    assert {text.split()[0] for text in texts} == {taken}
+    assert len(texts) == (2 if "[" in chosen.get("validation", "") else 4)
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"), [(["c", "b", "a"], ["c", "b", "a"]), (["b", "c"], ["a", "b"])]
+)
+def test_scored_examples_go_by_the_models_classes_where_it_knows_all_of_theirs(
+    known: list[str], expected: list[str], tmp_path: Path
+) -> None:
+    path = table(tmp_path / "d.csv", rows(4, "a", "b"))
+    data = load_scored(DataConfig(path=str(path)), Needs(TEXTS), known)
+    assert data.labels == expected
+    numbers = data.splits["validation"]["label"][:]
+    assert [expected[n] for n in numbers] == ["a", "b", "a", "b"]

@@ -10,8 +10,10 @@ import pytest
 from transformers import BertConfig, PretrainedConfig
 
 from hfft import encoding
-from hfft.encoding import Encoder
+from hfft.encoding import Encoder, RowsBeside
 from hfft.errors import InputError
+from hfft.examples import Beside
+from hfft.identities import identity
 from hfft.task import Collate, Column, Encode, ModelConfig, Row, Section, Split, Task, Transform
 from hfft.tasks.fill_mask import FillMask
 from tests.text_runs import tokenizer
@@ -80,6 +82,28 @@ class Letters(Task):
 
     def read_inputs(self, given: Sequence[str]) -> Iterator[tuple[str, Any]]:
         return iter(())
+
+
+class Pairs(Letters):
+    """A picture and captions, each of which makes an example of its own."""
+
+    name = "pairs"
+    columns: ClassVar = {
+        "image": Column("image", ("image",)),
+        "captions": Column("captions", ("captions",)),
+    }
+
+    def encode(self, processor: Any, config: PretrainedConfig) -> Encode:
+        letters = super().encode(processor, config)
+
+        def encoded(batch: Mapping[str, list[Any]]) -> Mapping[str, list[Any]]:
+            pairs = zip(batch["index"], batch["image"], batch["captions"], strict=True)
+            made = [(i, image, text) for i, image, texts in pairs for text in texts]
+            rows, images, captions = map(list, zip(*made, strict=True))
+            columns = dict(letters({"text": captions, "index": rows}))
+            return {"row": columns.pop("index"), **columns, "image_key": images}
+
+        return encoded
 
 
 def encoder(labels: Sequence[str] = (), **options: Any) -> Encoder:
@@ -165,6 +189,23 @@ def test_encoding_is_kept_and_follows_all_that_decides_it() -> None:
     assert calls(encoder()) == 0
 
 
+def test_encoding_follows_the_code_of_the_task_and_of_all_that_encodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[Path] = []
+
+    def note(path: Path) -> bytes:
+        read.append(path)
+        return b""
+
+    monkeypatch.setattr(Path, "read_bytes", note)
+    encoder()
+    names = {f"{path.parent.name}/{path.name}" for path in read}
+    here = Path(__file__)
+    assert {f"{here.parent.name}/{here.name}", "hfft/texts.py", "text/inputs.py"} <= names
+    assert "contrastive/prompts.py" in names
+
+
 def test_several_processes_encode_as_one_does(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -174,3 +215,71 @@ def test_several_processes_encode_as_one_does(
     shared = encoder()(rows, place="data.train", training=True, fingerprint="shared")
     assert alone.split.encoded["input_ids"] == shared.split.encoded["input_ids"]
     assert alone.split.encoded["index"] == shared.split.encoded["index"]
+
+
+def pictures(*captions: list[str]) -> datasets.Dataset:
+    images = [{"path": f"{n}.png", "bytes": bytes([n % 2]) * 9} for n in range(len(captions))]
+    rows = {"image": images, "captions": list(captions)}
+    features = datasets.Features(
+        {
+            "image": datasets.Image(decode=False),
+            "captions": datasets.List(datasets.Value("string")),
+        }
+    )
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def pairs(**options: Any) -> Encoder:
+    return Encoder(Pairs(Options(**options)), None, BertConfig())
+
+
+def test_encoded_examples_find_what_they_were_made_of() -> None:
+    rows = pictures(["a", "bbb"], ["cc"], ["dddd"]).select([2, 1, 0])
+    examples = pairs()(rows, place="data.test", training=False)
+    assert words(examples.split.encoded) == ["dddd", "bbb", "cc", "a"]
+    assert examples.split.encoded["row"][:] == [0, 2, 1, 2]
+    assert set(examples.split.encoded.column_names) == {"row", "input_ids", "image_key"}
+    assert [len(examples), len(examples.split.rows)] == [4, 3]
+    second = examples.rows[1]
+    assert (words({"input_ids": [second["input_ids"]]}), second["row"]) == (["bbb"], 2)
+    assert second["image"] == {"path": "0.png", "bytes": b"\0" * 9}
+    assert second["captions"] == ["a", "bbb"]
+
+
+def test_originals_stand_once_each_and_only_where_anything_was_made_of_them() -> None:
+    examples = pairs()(pictures(["a", "bbb"], [], ["dddd"]), place="data.test", training=False)
+    rows = examples.rows
+    assert isinstance(rows, Beside)
+    assert rows.originals[:]["captions"] == [["a", "bbb"], ["dddd"]]
+    for n in range(len(rows)):
+        original = rows.originals[int(rows.places[n])]
+        assert {**original, **rows.encoded[n]} == rows[n]
+
+
+def test_encode_is_told_which_image_it_is_and_not_its_bytes() -> None:
+    examples = pairs()(pictures(["a"], ["b"], ["c", "d"]), place="data.train", training=True)
+    first, second = identity(b"\0" * 9), identity(b"\1" * 9)
+    assert examples.split.encoded["image_key"][:] == [first, second, first, first]
+    assert isinstance(examples.rows, RowsBeside)
+
+
+def test_several_processes_tell_images_apart_as_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = pictures(*([f"c{n}"] for n in range(40)))
+    alone = pairs()(rows, place="data.train", training=True, fingerprint="alone")
+    monkeypatch.setattr(encoding, "_processes", lambda count: 2)
+    shared = pairs()(rows, place="data.train", training=True, fingerprint="shared")
+    assert alone.split.encoded["image_key"][:] == shared.split.encoded["image_key"][:]
+    assert shared.rows[39] == alone.rows[39]
+
+
+def test_captions_that_were_cut_or_came_to_nothing_are_counted_among_captions() -> None:
+    rows = pictures(["abc", "abcdefgh", "abcdefghi"], ["abcdefgh"], [""])
+    examples = pairs()(rows, place="data.train", training=True)
+    assert examples.notes == (
+        "data.train: 3 examples of 5 longer than the limit: truncated.",
+        "data.train: 1 example of 5 left out: within task.max_length there is nothing to learn "
+        "from.",
+    )
+    assert [examples.rows[n]["row"] for n in range(len(examples))] == [0, 0, 0, 1]
+    with pytest.raises(InputError, match=r"3 examples of 5 longer"):
+        pairs(strict=True)(rows, place="data.train", training=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hfft.examples import ExampleDataset, seeded
+from hfft.examples import ExampleDataset, Parts, seeded
 
 ROWS: Any = [{"number": number} for number in range(12)]
 
@@ -110,3 +111,76 @@ def test_order_of_the_keys_counts() -> None:
 
     assert one(0, 1, 2) == one(0, 1, 2)
     assert len({one(0, 1, 2), one(2, 1, 0), one(0, 2, 1), one(0, 1)}) == 4
+
+
+# Parts of inputs
+
+
+def half(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: (row[name], float(torch.rand(())) if name == "image" else None)}
+
+
+def pairs(views: int | None = None, random: tuple[str, ...] = ("image",)) -> ExampleDataset:
+    rows = [{"image": n // 2, "text": n} for n in range(6)]
+    names = ("image", "text")
+    return ExampleDataset(rows, Parts({n: partial(half, n) for n in names}, random), views=views)
+
+
+@pytest.mark.parametrize("views", [None, 3])
+def test_a_part_is_drawn_alike_whether_the_others_are_made_or_not(views: int | None) -> None:
+    whole = pairs(views)
+    image, text = whole.only({"image"}), whole.only({"text"})
+    drawn = set()
+    for epoch in range(4):
+        whole.set_epoch(epoch)  # of its parts too
+        for n in range(len(whole)):
+            assert {**image[n], **text[n]} == whole[n]
+            drawn.add(whole[n]["image"])
+    assert len(drawn) > len(whole)
+    assert (image.views, text.views) == (views, None)
+
+
+def test_other_parts_can_stand_in_for_every_example() -> None:
+    whole = pairs(random=())
+    for n, example in enumerate(map(whole.with_stand_ins({"text"}).__getitem__, range(6))):
+        assert example["text"] == whole[n]["text"]
+        assert example["image"][0] == 0
+
+
+class Captions:
+    """Six texts of three images, whose halves are counted as they are read."""
+
+    def __init__(self) -> None:
+        self.encoded = [{"text": n} for n in range(6)]
+        self.originals = [{"image": n} for n in range(3)]
+        self.places = np.array([0, 0, 1, 1, 2, 2])
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.originals[self.places[index]], **self.encoded[index]}
+
+
+def captions(*random: str) -> ExampleDataset:
+    parts = {name: partial(half, name) for name in ("image", "text")}
+    return ExampleDataset(Captions(), Parts(parts, random, originals=("image",)))
+
+
+def test_a_part_made_of_originals_is_made_once_of_each() -> None:
+    whole = captions()
+    images, texts = whole.only({"image"}), whole.only({"text"})
+    assert (len(images), len(texts)) == (3, 6)
+    assert len(whole.with_stand_ins({"image"})) == 3
+    for n in range(6):
+        assert images[images.place(n)]["image"][0] == whole[n]["image"][0]
+        assert texts[texts.place(n)] == {"text": whole[n]["text"]}
+
+
+def test_originals_that_are_changed_at_random_are_other_ones_for_each_of_their_texts() -> None:
+    whole = captions("image")
+    images = whole.only({"image"})
+    assert len(images) == 6
+    assert [images[images.place(n)]["image"] for n in range(6)] == [
+        whole[n]["image"] for n in range(6)
+    ]

@@ -215,8 +215,8 @@ def test_a_cache_removed_between_two_stages_is_filled_again(
 ) -> None:
     finish = StageCheckpoints.finish
 
-    def removing(self: StageCheckpoints, *args: Any) -> None:
-        finish(self, *args)
+    def removing(self: StageCheckpoints, *args: Any, **kwargs: Any) -> None:
+        finish(self, *args, **kwargs)
         shutil.rmtree(cache_folder())
 
     monkeypatch.setattr(StageCheckpoints, "finish", removing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def config(folder: Path, **sections: object) -> Config:
     return Config.model_validate({**values, "output_dir": str(folder), **sections})
 
 
-def check(folder: Path, *, resume: bool = False, overwrite: bool = False, **sections: str) -> None:
+def check(folder: Path, *, resume: bool = False, overwrite: bool = False, **sections: Any) -> None:
     RunFolder(folder).check(config(folder, **sections), 1, resume=resume, overwrite=overwrite)
 
 
@@ -51,6 +52,9 @@ def test_run_is_not_replaced_by_one_that_starts_from_it(tmp_path: Path) -> None:
     check(tmp_path, overwrite=True)
     with pytest.raises(InputError, match=r"--overwrite: model .* lies in the run"):
         check(tmp_path, overwrite=True, model=str(tmp_path / "model"))
+    towers = {"image": "i", "text": str(tmp_path / "model")}
+    with pytest.raises(InputError, match=r"--overwrite: model .* lies in the run"):
+        check(tmp_path, overwrite=True, model={"towers": towers})
 
 
 @pytest.mark.parametrize("below", ["file/run", "dangling", "n" * 300])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,7 @@ import pytest
 from PIL import Image
 
 from hfft.errors import InputError
-from hfft.images import (
-    Picture,
-    View,
-    check_images,
-    class_folders,
-    find_images,
-    image_splits,
-    open_image,
-    open_view,
-)
+from hfft.images import Picture, View, check_images, open_image, open_view
 
 
 def save(path: Path, image: Image.Image | None = None, **options: Any) -> Path:
@@ -222,45 +212,3 @@ def test_check_numbers_rows_past_one_batch(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png")
     found = check_images(column(*[path] * 299, tmp_path / "absent.png"), "image")
     assert [row for row, _, _ in found] == [299]
-
-
-def test_finding_ignores_hidden_files_and_takes_upper_case_nested_and_unicode(
-    tmp_path: Path,
-) -> None:
-    for name in ("b c.PNG", "é/ü 1.JPeG", "a.png", ".hidden.png", "__MACOSX/x.png", ".git/y.png"):
-        save(tmp_path / name, format="PNG")
-    (tmp_path / "notes.txt").touch()
-    found = [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)]
-    assert found == ["a.png", "b c.PNG", "é/ü 1.JPeG"]
-
-
-def test_finding_survives_a_loop_of_links(tmp_path: Path) -> None:
-    save(tmp_path / "cat" / "a.png")
-    os.symlink(tmp_path, tmp_path / "cat" / "loop")
-    assert len(list(find_images(tmp_path))) == 1
-
-
-def test_linked_class_folder_counts(tmp_path: Path) -> None:
-    save(tmp_path / "elsewhere" / "a.png")
-    (tmp_path / "data").mkdir()
-    os.symlink(tmp_path / "elsewhere", tmp_path / "data" / "cat")
-    assert len(class_folders(tmp_path / "data")["cat"]) == 1
-
-
-def test_a_folder_named_train_with_images_is_a_class(tmp_path: Path) -> None:
-    for name in ("car", "train"):
-        save(tmp_path / name / "a.png")
-    assert image_splits(tmp_path) == {"train": tmp_path}
-
-
-def test_split_folders_are_recognised_whatever_their_case(tmp_path: Path) -> None:
-    for name in ("Train", "val"):
-        save(tmp_path / name / "cat" / "a.png")
-    assert image_splits(tmp_path) == {"train": tmp_path / "Train", "val": tmp_path / "val"}
-
-
-def test_images_outside_any_class_are_an_error(tmp_path: Path) -> None:
-    save(tmp_path / "cat" / "a.png")
-    save(tmp_path / "b.png")
-    with pytest.raises(InputError, match=r"directly in .* move each into the folder of its class"):
-        class_folders(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -19,10 +20,24 @@ from hfft.errors import InputError
 from hfft.hooks.freeze import kept_in_eval
 from hfft.layers import LayerGroup, LayerGroups, find_layer_groups, frozen_modules
 
-from .families import FAMILIES, Family, batchnorm_resnet, bert, clip, timm_model, vit
+from .families import (
+    FAMILIES,
+    TOWERS,
+    Family,
+    batchnorm_resnet,
+    bert,
+    clap,
+    clip,
+    dual_encoder,
+    dual_encoder_with_batchnorm,
+    siglip,
+    timm_model,
+    vit,
+)
 from .text_models import sentence_encoder
 
-every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+_EVERY = {**FAMILIES, **TOWERS}
+every_family = pytest.mark.parametrize("family", _EVERY.values(), ids=_EVERY)
 
 
 class _Uses(TorchDispatchMode):
@@ -107,12 +122,29 @@ def test_head_is_computed_last(family: Family) -> None:
     if len(groups.towers) == 1:
         assert head == list(range(len(used) - len(head), len(used)))
     else:  # each tower's projection comes after that tower
-        for tower, name in (
-            ("text", "text_projection.weight"),
-            ("vision", "visual_projection.weight"),
-        ):
-            own = [n for group in groups.towers[tower] for n in group.parameters]
-            assert used.index(name) > max(used.index(n) for n in own if n in used)
+        assert head
+        for place in head:
+            tower = used[place].partition("_projection")[0].replace("visual", "vision")
+            own = [n for group in groups.towers.get(tower, groups) for n in group.parameters]
+            below = [used.index(n) for n in own if n in used and used.index(n) not in head]
+            assert place > max(below)
+
+
+def test_pooling_heads_inside_a_tower_belong_to_its_last_block() -> None:
+    towers = find_layer_groups(siglip()).towers
+    assert {"text_model.head.weight", "text_model.final_layer_norm.weight"} < set(
+        towers["text"][-1].parameters
+    )
+    assert {"vision_model.head.probe", "vision_model.head.mlp.fc2.bias"} < set(
+        towers["vision"][-1].parameters
+    )
+    pooler = find_layer_groups(dual_encoder()).towers["text"][-1].parameters
+    assert "text_model.pooler.dense.weight" in pooler
+
+
+def test_norm_of_the_input_belongs_to_the_embeddings_though_it_stands_last() -> None:
+    first, *_ = find_layer_groups(clap()).towers["audio"]
+    assert "audio_model.audio_encoder.batch_norm.weight" in first.parameters
 
 
 def test_groups_are_named_by_their_modules() -> None:
@@ -328,6 +360,38 @@ def test_number_beyond_the_groups_says_how_many_there_are(number: int) -> None:
     assert f"freeze: {number} is not a number from 0 to 3" in message(GROUPS, number)
 
 
+@pytest.mark.parametrize(
+    ("freeze", "towers", "frozen"),
+    [
+        ("none", {"vision": "backbone"}, {"vision.0.w", "vision.1.w"}),
+        ("none", {"vision": 1}, {"vision.0.w"}),
+        ("backbone", {"text": "none"}, {"vision.0.w", "vision.1.w"}),
+        ("backbone", {"text": 1, "vision": 0}, {"text.0.w", "text.0.b"}),
+        (1, {"vision": "backbone"}, {"text.0.w", "text.0.b", "vision.0.w", "vision.1.w"}),
+        (["text", "head"], {"text": 1}, {"text.0.w", "text.0.b", "scale"}),
+    ],
+)
+def test_a_towers_own_freeze_takes_the_place_of_the_models(
+    freeze: Any, towers: Any, frozen: set[str]
+) -> None:
+    assert GROUPS.frozen(freeze, towers) == frozen
+
+
+def test_number_beyond_a_towers_groups_says_how_many_it_has() -> None:
+    with pytest.raises(InputError) as caught:
+        GROUPS.frozen("none", {"vision": 3})
+    assert "towers.vision.freeze: 3 is not a number from 0 to 2, the groups of tower vision" in str(
+        caught.value
+    )
+
+
+def test_unknown_tower_names_the_nearest_or_those_there_are() -> None:
+    with pytest.raises(InputError, match=r"towers\.visoin: Two has no such tower; did you mean"):
+        GROUPS.frozen("none", {"visoin": "backbone"})
+    with pytest.raises(InputError, match=r"towers\.vision: .* has no such tower; there are: back"):
+        find_layer_groups(bert()).frozen("none", {"vision": "backbone"})
+
+
 def test_pattern_names_parameters_modules_and_groups() -> None:
     assert GROUPS.frozen(["text.1.w"]) == {"text.1.w"}
     assert GROUPS.frozen(["*.b"]) == {"text.0.b", "text.1.b", "text.2.b"}
@@ -366,8 +430,8 @@ def test_model_without_an_order_can_be_frozen_by_backbone_and_patterns() -> None
 # Frozen means frozen
 
 
-def freeze(model: Any, what: Any) -> frozenset[str]:
-    frozen = find_layer_groups(model).frozen(what)
+def freeze(model: Any, what: Any, towers: Any = MappingProxyType({})) -> frozenset[str]:
+    frozen = find_layer_groups(model).frozen(what, towers)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return frozen
@@ -392,12 +456,12 @@ def moved(model: Any, before: dict[str, torch.Tensor]) -> set[str]:
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [(name, 1) for name in FAMILIES]
-    + [(name, "backbone") for name, family in FAMILIES.items() if family.head],
+    [(name, 1) for name in _EVERY]
+    + [(name, "backbone") for name, family in _EVERY.items() if family.head],
 )
 def test_training_moves_what_learns_and_nothing_else(name: str, what: int | str) -> None:
     torch.manual_seed(0)
-    family = FAMILIES[name]
+    family = _EVERY[name]
     model = family.make()
     frozen = freeze(model, what)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -479,3 +543,53 @@ def test_module_that_learns_in_part_is_not_held_whole() -> None:
     model = vit()
     freeze(model, ["vit.layers.0.layernorm_before"])
     assert frozen_modules(model) == [model.vit.layers[0].layernorm_before]
+
+
+# A locked tower
+
+
+@pytest.mark.parametrize(
+    ("name", "tower"),
+    [(name, tower) for name, family in TOWERS.items() for tower in family.depth],
+)
+def test_a_locked_tower_has_no_graph_and_no_dropout_and_nothing_in_it_moves(
+    name: str, tower: str
+) -> None:
+    torch.manual_seed(0)
+    family = TOWERS[name]
+    model = with_dropout(family.make())
+    frozen = freeze(model, "none", {tower: "backbone"})
+    hidden: list[torch.Tensor] = []
+    model.get_submodule(f"{tower}_model").register_forward_hook(
+        lambda *call: hidden.append(call[2].last_hidden_state)
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(model, family.example())
+    assert len(hidden) == 3
+    assert all(torch.equal(one, hidden[0]) and not one.requires_grad for one in hidden)
+    went = moved(model, before)
+    assert not [name for name in went if name.startswith(f"{tower}_model.")]
+    for group in find_layer_groups(model):
+        learning = set(group.parameters) - frozen
+        assert bool(learning & went) == bool(learning), group.name
+
+
+def with_dropout(model: Any) -> Any:
+    """Attention's own rates stand on its module, others in a Dropout."""
+    for module in model.modules():
+        for rate in ("dropout", "attention_dropout", "p"):
+            if isinstance(getattr(module, rate, None), float):
+                setattr(module, rate, 0.3)
+    return model
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_statistics_of_a_locked_timm_tower_stand_still(locked: bool) -> None:
+    torch.manual_seed(0)
+    model = dual_encoder_with_batchnorm()
+    freeze(model, "none", {"vision" if locked else "text": "backbone"})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(model, TOWERS["dual-encoder-timm"].example())
+    statistics = {name for name in before if "running_" in name}
+    assert statistics
+    assert statistics & moved(model, before) == (set() if locked else statistics)

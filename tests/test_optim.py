@@ -55,6 +55,33 @@ def test_decay_needs_an_order_of_layers() -> None:
         learning_rates(groups, 0.1, layer_decay=0.9)
 
 
+def test_a_tower_may_have_a_rate_and_a_decay_of_its_own() -> None:
+    assert learning_rates(
+        GROUPS, 0.8, layer_decay=0.5, tower_rates={"deep": 0.2}, tower_decays={"deep": 0.1}
+    ) == {
+        "head.w": 0.8,
+        "head.b": 0.8,
+        "deep.2.w": pytest.approx(0.02),
+        "deep.1.w": pytest.approx(0.002),
+        "deep.0.w": pytest.approx(0.0002),
+        "short.0.w": pytest.approx(0.4),
+    }
+    rates = learning_rates(GROUPS, 0.8, head_multiplier=2, tower_rates={"short": 0.0})
+    assert (rates["short.0.w"], rates["deep.0.w"], rates["head.w"]) == (0, 0.8, 1.6)
+
+
+@pytest.mark.parametrize("field", ["tower_rates", "tower_decays"])
+def test_rate_of_a_tower_that_is_not_there_is_an_error(field: str) -> None:
+    with pytest.raises(InputError, match=r"towers\.dep: .* no such tower; did you mean 'deep'"):
+        learning_rates(GROUPS, 0.1, **{field: {"dep": 0.5}})  # type: ignore[arg-type]
+
+
+def test_a_towers_decay_needs_an_order_of_layers() -> None:
+    groups = LayerGroups({"text": (LayerGroup("text", ("w",)),)}, GROUPS.head, ordered=False)
+    with pytest.raises(InputError, match=r"^towers\.text\.layer_decay: 0\.9 needs an order"):
+        learning_rates(groups, 0.1, tower_decays={"text": 0.9})
+
+
 # Parameter groups
 
 

@@ -34,6 +34,7 @@ def load_script(name: str) -> ModuleType:
     return module
 
 
+load_script("made_folder")  # which the others import
 digits = load_script("make_digits")
 
 

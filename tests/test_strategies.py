@@ -211,14 +211,67 @@ def test_last_group_by_name_counts_from_the_top_of_its_own_tower() -> None:
 
 
 def frozen_groups(expanded: list[Stage]) -> list[set[str]]:
-    covered = [UNEQUAL.frozen(stage.freeze) for stage in expanded]
+    covered = [UNEQUAL.frozen(stage.freeze, stage.of_towers("freeze")) for stage in expanded]
     return [{g.name for g in UNEQUAL if set(g.parameters) <= names} for names in covered]
+
+
+@pytest.mark.parametrize(
+    ("locked", "free", "depth"), [("vision", "text", 4), ("text", "vision", 2)]
+)
+def test_a_locked_tower_stays_locked_while_the_other_thaws_group_by_group(
+    locked: str, free: str, depth: int
+) -> None:
+    expanded = stages("gradual", UNEQUAL, towers={locked: {"freeze": "backbone"}})
+    below = {group.name for group in UNEQUAL.towers[locked]}
+    others = [group.name for group in UNEQUAL.towers[free]]
+    assert frozen_groups(expanded) == [
+        below | set(others[: depth - count]) for count in range(depth + 1)
+    ]
+
+
+def test_towers_keep_their_rates_while_they_thaw() -> None:
+    expanded = stages("gradual", UNEQUAL, towers={"text": {"learning_rate": 0.1}})
+    assert [stage.of_towers("learning_rate") for stage in expanded] == [{"text": 0.1}] * 5
+    assert frozen_groups(expanded) == frozen_groups(stages("gradual", UNEQUAL))
+
+
+def test_gradual_with_every_tower_frozen_by_itself_is_an_error() -> None:
+    towers = {name: {"freeze": "backbone"} for name in UNEQUAL.towers}
+    with pytest.raises(InputError, match=r"strategy\.towers: each tower has a freeze of its own"):
+        stages("gradual", UNEQUAL, towers=towers)
+
+
+def test_last_group_of_a_tower_that_does_not_thaw_is_an_error() -> None:
+    towers = {"vision": {"freeze": "backbone"}}
+    with pytest.raises(InputError, match=r"last_group: no group 'vision\.1'"):
+        stages("gradual", UNEQUAL, towers=towers, last_group="vision.1")
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [
+        ("full", [{"vision.0", "vision.1"}]),
+        ("frozen", [{"vision.0", "vision.1", "text.0", "text.1", "text.2", "text.3"}]),
+        (
+            "lp_ft",
+            [
+                {"vision.0", "vision.1", "text.0", "text.1", "text.2", "text.3"},
+                {"vision.0", "vision.1"},
+            ],
+        ),
+    ],
+)
+def test_a_locked_tower_is_locked_in_all_stages_of_a_strategy(
+    name: str, frozen: list[set[str]]
+) -> None:
+    expanded = stages(name, UNEQUAL, towers={"vision": {"freeze": "backbone"}})
+    assert frozen_groups(expanded) == frozen
 
 
 # As YAML
 
 
-def test_patterns_survive_being_written_and_pasted() -> None:
+def test_freezes_by_tower_survive_being_written_and_pasted() -> None:
     expanded = stages("gradual", UNEQUAL)
     text = yaml.safe_dump([stage.model_dump(mode="json") for stage in expanded])
     assert [Stage.model_validate(values) for values in yaml.safe_load(text)] == expanded

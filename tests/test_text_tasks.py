@@ -26,7 +26,7 @@ from hfft.subject import make_task
 
 from .runs import log, metrics
 from .task_runs import CASES, COUNTS, EPOCHS, Case, write_case
-from .text.test_pooled import minilm
+from .text_models import minilm
 
 PIPELINES = {"text-classification", "token-classification", "text-generation", "fill-mask"}
 """The tasks that transformers 5 has a pipeline for."""

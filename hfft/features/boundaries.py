@@ -1,8 +1,9 @@
-"""The highest of several boundaries at which a model can be cut."""
+"""The highest of several boundaries at which a model can be cut, tower by tower."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -37,3 +38,38 @@ def highest_cut(
         except NoCutError as error:
             why = why or str(error)
     raise NoCutError(why or "nothing is frozen")
+
+
+def highest_cut_of_towers(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    frozen: frozenset[str],
+    towers: Sequence[Sequence[frozenset[str]]],
+) -> tuple[Cut, frozenset[str], str]:
+    """Cut above all that is frozen or, where that can't be, as high as can be in each tower.
+
+    Args:
+        model: as for `find_cut`.
+        batch: as for `find_cut`.
+        frozen: names of all frozen parameters.
+        towers: of each tower, boundaries from the highest to the lowest.
+
+    Returns:
+        As `highest_cut`, with what is frozen in all towers.
+
+    Raises:
+        NoCutError: in none of them; the message is about all that is frozen.
+    """
+    try:
+        return highest_cut(model, batch, [frozen])
+    except NoCutError as error:
+        why = str(error)
+    found: Cut | None = None
+    names = frozenset[str]()
+    for boundaries in towers:
+        with suppress(NoCutError):
+            lower = [names | own for own in boundaries if names | own != frozen]
+            found, names, _ = highest_cut(model, batch, lower)
+    if found is None:
+        raise NoCutError(why)
+    return found, names, why

@@ -90,8 +90,9 @@ class Cut:
     Attributes:
         slots: what enters above the cut.
         skipped: what is not run, in the order it would be.
-        inputs: the model's inputs that only what is skipped would read.
+        inputs: the model's inputs that only what is skipped would read, and that are costly.
         calls: how often each module that is named here is called in one forward pass.
+        below: the model's inputs that what is skipped would read.
         flops: that are saved, an example: of linear layers and convolutions.
     """
 
@@ -99,12 +100,18 @@ class Cut:
     skipped: Mapping[Call, Skipped]
     inputs: Mapping[str, Absent]
     calls: Mapping[str, int] = field(compare=False)
+    below: frozenset[str] = frozenset()
     flops: float = field(default=0.0, compare=False)
 
     @property
     def place(self) -> str:
-        """The module before which, or behind which, the model is cut."""
-        return self.slots[-1].call.module
+        """Where the model is cut, as in `before head`; of each tower the last place."""
+        last: dict[str, str] = {}
+        for slot in self.slots:
+            module = slot.call.module
+            side = "behind" if slot.argument is None else "before"
+            last[module.partition(".")[0]] = f"{side} {module}"
+        return " and ".join(last.values())
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:

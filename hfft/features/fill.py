@@ -49,8 +49,9 @@ def fill(
 
     Args:
         model: in eval mode, on its device.
-        targets: entries of the same examples at several boundaries, each with the files it lacks,
-            which all processes must see alike; one pass serves all that lack the same.
+        targets: entries of the same examples, and of as many versions, at several boundaries, each
+            with the files it lacks, which all processes must see alike; one pass serves all that
+            lack the same.
         examples: whose versions (see ExampleDataset.views) stand one after the other.
         collate: the task's.
         batch_size: examples that run together, at most.
@@ -119,7 +120,7 @@ def _write(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = model_inputs(collate([examples[n] for n in chosen]))
-        batch = on_device(batch, device)
+        batch = idling(on_device(batch, device), [target.layout for target in targets])
         _check(targets, batch)
         with autocast():
             captured = capture(model, [target.layout.cut for target in targets], batch)
@@ -133,6 +134,12 @@ def _write(
 def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """Move a batch's tensors; what else a collator adds stays as it is."""
     return {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items()}
+
+
+def idling(batch: Mapping[str, Any], layouts: Sequence[Layout]) -> dict[str, Any]:
+    """Return a batch with one image alone for a tower of which nothing is stored."""
+    above = frozenset.intersection(*(layout.above for layout in layouts))
+    return {n: v[:1] if n in above and v.is_floating_point() else v for n, v in batch.items()}
 
 
 def _split(

@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 from hfft.examples import ExampleDataset, unlike
 from hfft.features.analysis import find_cut
 from hfft.features.cut import Autocast, Cut, NoCutError, frozen_for_now, model_inputs, trimmed
-from hfft.features.fill import Target, fill, on_device, rows_per_chunk
+from hfft.features.fill import Target, fill, idling, on_device, rows_per_chunk
 from hfft.features.keys import digest, inputs_digest, model_identity, weights_digest
-from hfft.features.replay import replayed
+from hfft.features.replay import capture, replayed
 from hfft.features.room import cache_root, default_limit, locked, make_room, remove
-from hfft.features.seen import in_eval
+from hfft.features.seen import in_eval, near
 from hfft.features.store import Entry, open_entry
 from hfft.features.stored import Collate, Layout, StoredCollator, StoredExamples
 
@@ -151,7 +151,7 @@ def prepare(
         "reused": not new,
     }
     logger.info(
-        f"features before {layout.cut.place}: {report['bytes'] / 1e6:.1f} MB, "
+        f"features {layout.cut.place}: {report['bytes'] / 1e6:.1f} MB, "
         + (f"computed in {report['seconds']:.1f} s" if new else "found in the cache")
     )
     collate = StoredCollator(setting.collate, layout)
@@ -172,10 +172,10 @@ class _Preparation:
         self.proved = proved
         self.processes = setting.processes
         self.root = cache_root()
-        self.cuts: list[tuple[Wanted, Cut]] = []
+        self.cuts: list[tuple[Wanted, Layout]] = []
         self.targets: list[Target] = []
         self.own: dict[str, Target] = {}
-        self.by_split: dict[str, list[Target]] = {}
+        self.passes: dict[tuple[str, frozenset[str]], list[Target]] = {}  # by split and parts
         self.probe: list[dict[str, Any]] = []
         self.row_bytes: list[float] = []
         self.missing: dict[int, list[int]] = {}  # by target
@@ -198,8 +198,6 @@ class _Preparation:
         first = self.examples[own.splits[0]]
         if inputs_digest([first.version(0, 0)]) != inputs_digest([first.version(0, 0)]):
             raise NoCutError("the same example becomes other inputs each time")
-        if first.views is None and _is_random(first):
-            raise NoCutError("the training transform is random; set feature_cache.views")
         self.probe = unlike(first)
         batch = trimmed(self._batch(self.probe))
         autocast = self.setting.autocast[1]
@@ -208,31 +206,53 @@ class _Preparation:
                 if wanted.frozen not in self.proved:
                     with frozen_for_now(self.model, wanted.frozen):
                         self.proved[wanted.frozen] = find_cut(self.model, batch, autocast)
-                self.cuts.append((wanted, self.proved[wanted.frozen]))
+                layout = Layout.of(self.proved[wanted.frozen], first, self.setting.dtype)
+                self._check(layout, self.examples[wanted.splits[0]].only(layout.parts))
+                self.cuts.append((wanted, layout))
             except NoCutError:
                 if wanted is own:
                     raise
+
+    def _check(self, layout: Layout, below: ExampleDataset) -> None:
+        """Raise NoCutError where what would be stored is random, or depends on other parts."""
+        if below.views is None and _is_random(below):
+            raise NoCutError("the training transform is random; set feature_cache.views")
+        if not layout.above:
+            return
+        mixed = [
+            {**one, **{name: other[name] for name in layout.above}}
+            for one, other in zip(self.probe, self.probe[::-1], strict=True)
+        ]
+        with in_eval(self.model), self.setting.autocast[1]():
+            [found], [again] = (
+                capture(self.model, [layout.cut], idling(self._batch(examples), [layout]))
+                for examples in (self.probe, mixed)
+            )
+        if not all(map(near, found, again)):
+            raise NoCutError("what is frozen reads inputs that are not the frozen tower's")
 
     def open(self) -> None:
         """Open the entries of every split at every cut."""
         tokens = [len(example.get("input_ids", ())) for example in self.probe]
         opened: dict[str, Target] = {}
-        splits = {split: self.examples[split] for wanted, _ in self.cuts for split in wanted.splits}
-        inputs = {split: inputs_digest(unlike(examples)) for split, examples in splits.items()}
+        inputs: dict[tuple[str, frozenset[str]], str] = {}
         model = model_identity(self.model)
         known: dict[str, str] = {}
-        for number, (wanted, cut) in enumerate(self.cuts):
-            layout = Layout.of(cut, self.probe[0], self.setting.dtype)
+        for number, (wanted, layout) in enumerate(self.cuts):
             stored = layout.bytes(sum(tokens) / len(tokens))
             below = weights_digest(self.model, wanted.frozen, known)
             for split in wanted.splits:
-                key = self._key(split, layout, inputs=inputs[split], model=model, weights=below)
+                examples = self.examples[split].only(layout.parts)
+                if (split, layout.parts) not in inputs:
+                    inputs[split, layout.parts] = inputs_digest(unlike(examples))
+                decided = {"inputs": inputs[split, layout.parts], "model": model, "weights": below}
+                key = self._key(split, examples, layout, **decided)
                 if key in opened:  # the same cut, of a stage that differs above it
                     continue
-                opened[key] = self._open(key, split, layout)
+                opened[key] = self._open(key, split, examples, layout)
                 self.targets.append(opened[key])
                 self.row_bytes.append(stored)
-                self.by_split.setdefault(split, []).append(opened[key])
+                self.passes.setdefault((split, layout.parts), []).append(opened[key])
                 if number == 0:
                     self.own[split] = opened[key]
 
@@ -247,8 +267,7 @@ class _Preparation:
         lacking = any(target.entry.missing() for target in self.own.values())
         return any(gather_object([lacking])) if self.processes.num_processes > 1 else lacking
 
-    def _open(self, key: str, split: str, layout: Layout) -> Target:
-        examples = self.examples[split]
+    def _open(self, key: str, split: str, examples: ExampleDataset, layout: Layout) -> Target:
         count = len(examples) * (examples.views or 1)
         described = {**self.setting.description, "split": split, "boundary": layout.cut.place}
         entry = open_entry(
@@ -291,11 +310,11 @@ class _Preparation:
         """Write what is missing."""
         setting = self.setting
         with in_eval(self.model):
-            for split, targets in self.by_split.items():
+            for (split, parts), targets in self.passes.items():
                 fill(
                     self.model,
                     [(target, self.missing[id(target)]) for target in targets],
-                    self.examples[split],
+                    self.examples[split].with_stand_ins(parts),
                     setting.collate,
                     batch_size=setting.batch_size,
                     autocast=setting.autocast[1],
@@ -314,8 +333,8 @@ class _Preparation:
                 for folder in unfinished:
                     remove(folder)
 
-    def _key(self, split: str, layout: Layout, **decided: Any) -> str:
-        setting, examples = self.setting, self.examples[split]
+    def _key(self, split: str, examples: ExampleDataset, layout: Layout, **decided: Any) -> str:
+        setting = self.setting
         return digest(
             {
                 "identity": setting.identity,

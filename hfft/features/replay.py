@@ -110,12 +110,13 @@ class _Replay:
     """What the cut model's modules do, in the batch it is at.
 
     The batch's tensors stay until the next: recomputation in the backward pass (gradient
-    checkpointing) calls modules again.
+    checkpointing) calls modules again, with gradients. Without them, modules that are called from
+    elsewhere than the model's forward (one tower, to embed what is not in the batch) are whole.
     """
 
     def __init__(self, cut: Cut) -> None:
         self.cut = cut
-        self.active = False
+        self.active = self.inside = False
         self.stored: list[Tensor] = []
         self.sizes: tuple[int, int, torch.device] = (0, 0, torch.device("cpu"))
         self.counts: dict[tuple[str, str], int] = {}
@@ -132,12 +133,23 @@ class _Replay:
         mask, first = kwargs.get(MASK), self.stored[0]
         self.sizes = (len(first), 0 if mask is None else mask.shape[1], first.device)
         kwargs |= {name: absent.make(*self.sizes) for name, absent in self.cut.inputs.items()}
-        return run(*args, **kwargs)
+        self.inside = True
+        try:
+            return run(*args, **kwargs)
+        finally:
+            self.inside = False
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether stored tensors are meant."""
+        return self.active and (self.inside or torch.is_grad_enabled())
 
     def skip(self, path: str, run: Any, *args: Any, **kwargs: Any) -> Any:
         """Answer in a skipped module's place."""
+        if not self.is_at_work:
+            return run(*args, **kwargs)
         call = self._call("skip", path)
-        if not self.active or call not in self.cut.skipped:
+        if call not in self.cut.skipped:
             return run(*args, **kwargs)
         return self.cut.skipped[call].answer(
             {slot.leaf: tensor for slot, tensor in self._slots(call, output=True)}, *self.sizes
@@ -147,9 +159,9 @@ class _Replay:
         self, path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Put stored tensors among a learning module's arguments."""
-        call = self._call("enter", path)
-        if not self.active:
+        if not self.is_at_work:
             return None
+        call = self._call("enter", path)
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         for slot, tensor in self._slots(call, output=False):
             leaves, spec = tree_flatten(given[slot.argument])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hfft.examples import ExampleDataset
+from hfft.examples import Beside, ExampleDataset, parts_of
 from hfft.features.cut import MASK, Cut, NoCutError, with_padding
 from hfft.features.replay import FEATURE
 from hfft.features.store import Column, StoredRows
@@ -26,30 +26,38 @@ class Layout:
 
     Attributes:
         cut: of the model.
+        parts: of the transform, those that make what is read below the cut.
+        above: the inputs that the other parts make, in every epoch anew.
         inputs: the inputs that are kept, and as what: `scalar`, `list` or `tensor`.
         absent: those that are not, as tensors without memory, which the collator still sees.
         columns: of the row.
     """
 
     cut: Cut
+    parts: frozenset[str]
+    above: frozenset[str]
     inputs: Mapping[str, str]
     absent: Mapping[str, Tensor]
     columns: tuple[Column, ...]
 
     @classmethod
-    def of(cls, cut: Cut, example: Mapping[str, Any], dtype: torch.dtype | None) -> Layout:
+    def of(cls, cut: Cut, examples: ExampleDataset, dtype: torch.dtype | None) -> Layout:
         """Derive the layout from an example as the task's transform returns it.
 
         Args:
             cut: of the model.
-            example: any.
+            examples: any.
             dtype: of the stored tensors; None: as computed.
 
         Raises:
             NoCutError: it holds what can't be stored.
         """
         inputs, absent, columns = {}, {}, []
-        for name, value in example.items():
+        made = {name: examples.only({name}).version(0, 0) for name in parts_of(examples.transform)}
+        parts = parts_below(cut, made)
+        above = frozenset(name for part in made.keys() - parts for name in made[part])
+        kept = [one for part, own in made.items() if part in parts for one in own.items()]
+        for name, value in kept:
             if name in cut.inputs and isinstance(value, Tensor):
                 absent[name] = value.to("meta")
                 continue
@@ -59,7 +67,7 @@ class Layout:
         for number, slot in enumerate(cut.slots):
             own = dtype if dtype is not None and slot.dtype.is_floating_point else slot.dtype
             columns.append(Column(FEATURE.format(number), own, slot.shape, slot.varies))
-        return cls(cut, inputs, absent, tuple(columns))
+        return cls(cut, parts, above, inputs, absent, tuple(columns))
 
     def bytes(self, length: float) -> float:
         """Return the size of a row, of an example with so many tokens."""
@@ -75,7 +83,8 @@ class Layout:
             NoCutError: the example is of another form than the one the layout was made for.
         """
         columns = {column.name: column for column in self.columns}
-        kept = {_INPUT + n: torch.as_tensor(v) for n, v in example.items() if n not in self.absent}
+        left_out = self.absent.keys() | self.above
+        kept = {_INPUT + n: torch.as_tensor(v) for n, v in example.items() if n not in left_out}
         row = kept | {FEATURE.format(n): feature for n, feature in enumerate(features)}
         if row.keys() != columns.keys():
             raise NoCutError("examples have not all the same inputs")
@@ -100,17 +109,40 @@ class Layout:
         return found
 
 
+def parts_below(cut: Cut, made: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
+    """Return the parts of a transform that needn't run once what is cut off is stored.
+
+    What is stored doesn't depend on the others, which may draw at random, or be labels.
+
+    Args:
+        cut: of the model.
+        made: what each part makes of an example.
+    """
+    above = {name for name, one in made.items() if cut.below.isdisjoint(one)}
+    return frozenset(made.keys() - above) or frozenset(made)
+
+
 class StoredExamples(Dataset[dict[str, Any]]):
     """The examples of an ExampleDataset, with rows of an entry in place of what is costly.
 
     Args:
-        examples: what the rows were made from.
-        rows: version by version, all examples in order.
+        examples: the examples.
+        rows: of the parts that the layout names, version by version, all in the order of these.
         layout: of the rows.
     """
 
     def __init__(self, examples: ExampleDataset, rows: StoredRows, layout: Layout) -> None:
         self.examples, self.rows, self.layout = examples, rows, layout
+        self._below = examples.only(layout.parts)
+        names = parts_of(examples.transform).keys() - layout.parts
+        self._above = examples.only(names) if names else None
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether nothing is left to be made of originals, such as images, in every epoch."""
+        rows = self.examples.rows
+        encoded = rows.encoded if isinstance(rows, Beside) else None
+        return self._above is None or self._above.rows is encoded
 
     def set_epoch(self, epoch: int) -> None:
         """Take the number of passes completed."""
@@ -122,8 +154,11 @@ class StoredExamples(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one example's inputs and stored tensors."""
-        version = self.examples.drawn(index) if self.examples.views else 0
-        return self.layout.example(self.rows[version * len(self) + index])
+        version = self._below.drawn(index) if self._below.views else 0
+        place = version * len(self._below) + self._below.place(index)
+        found = self.layout.example(self.rows[place])
+        above = self._above
+        return found if above is None else {**found, **above[above.place(index)]}
 
 
 class StoredCollator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 from hfft.errors import InputError
 from hfft.hooks.wrappers import accelerator_state, bare_name, bare_optimizer
-from hfft.layers import Freeze, find_layer_groups, frozen_modules
+from hfft.layers import Freeze, TowerFreeze, find_layer_groups, frozen_modules
 
 _REMEDY = "make the callback, then a new Trainer with it, and change requires_grad no more"
 # Distributed types under which it is not DDP that averages gradients.
@@ -80,6 +81,7 @@ class FreezeCallback(TrainerCallback):
         model: the model the Trainer is given, unwrapped: a transformers or timm model, or a module
             that holds one (a SentenceTransformer, a PeftModel).
         freeze: `none`, `backbone`, a number of groups from the input, or name patterns.
+        towers: of towers in which it is another, such as `{"vision": "backbone"}`.
 
     Raises:
         InputError: a pattern that matches nothing, a number beyond the groups there are, or a model
@@ -87,14 +89,19 @@ class FreezeCallback(TrainerCallback):
             replicas drift apart, or let nothing learn, or less than was asked for.
     """
 
-    def __init__(self, model: nn.Module, freeze: Freeze) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        freeze: Freeze,
+        towers: Mapping[str, TowerFreeze] = MappingProxyType({}),
+    ) -> None:
         if isinstance(model, DistributedDataParallel):
             raise InputError(
                 "freeze: the model is wrapped in DistributedDataParallel, which averages what "
                 "learned when it was wrapped; freeze first, and give the Trainer the model itself"
             )
         groups = find_layer_groups(model)
-        frozen = groups.frozen(freeze)
+        frozen = groups.frozen(freeze, towers)
         adapted = _has_adapters(model)
         for name, parameter in model.named_parameters():
             may_learn = parameter.requires_grad or not adapted

@@ -203,6 +203,7 @@ class Fisher(_Summed):
             return self
 
     for_lora = False
+    one_by_one = True
     rule = staticmethod(l2_sp_of)
 
     def __init__(self, options: BaseModel) -> None:

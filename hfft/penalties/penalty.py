@@ -120,6 +120,8 @@ class Penalty(ABC):
     """Whether the strength may vary by layer."""
     reads_inputs: ClassVar[bool] = False
     """Whether it needs the model's own inputs in every step, which stored features stand for."""
+    one_by_one: ClassVar[bool] = False
+    """Whether it measures the loss of single examples, which a pair without others has none of."""
 
     def __init__(self, options: BaseModel) -> None:
         self.options = options

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -21,7 +22,8 @@ class BSS(Penalty):
     """The k smallest singular values of a batch's features, squared (Chen et al. 2019).
 
     The features are the input of the head's first layer: what runs first of the modules that hold
-    the head's parameters. That is after the dropout before it, where a model has one. Of
+    the head's parameters. That is after the dropout before it, where a model has one. Each of
+    several towers has a head, its projection, and R is the sum over them. Of
     sequences and maps, (B, T, D) and (B, D, H, W), an example's row is the mean over places,
     padding included: the paper's rows are examples too, its features pooled.
 
@@ -42,7 +44,7 @@ class BSS(Penalty):
 
     def __init__(self, options: BaseModel) -> None:
         super().__init__(options)
-        self._head: tuple[str, ...] = ()
+        self._heads: list[list[str]] = []
 
     def check(self, model: nn.Module) -> None:
         """Find the head.
@@ -50,9 +52,10 @@ class BSS(Penalty):
         Raises:
             InputError: the model has none, or nothing below it learns.
         """
-        head = find_layer_groups(model).head.parameters
-        self._head = tuple(_modules_of(model, head))
-        if not self._head:
+        groups = find_layer_groups(model)
+        head = groups.head.parameters
+        self._heads = _heads(_modules_of(model, head), several=len(groups.towers) > 1)
+        if not self._heads:
             raise InputError(
                 f"penalty.kind: bss shrinks what a head is given, and {type(model).__name__} has "
                 f"no module of its own for the head; use delta, or a penalty on weights"
@@ -76,47 +79,57 @@ class BSS(Penalty):
     def attach(self, setting: Setting) -> Shrinkage:
         """Start to shrink."""
         options: Any = self.options
-        return Shrinkage(setting, [setting.model.get_submodule(n) for n in self._head], options.k)
+        heads = [[setting.model.get_submodule(path) for path in head] for head in self._heads]
+        return Shrinkage(setting, heads, options.k)
 
 
 class Shrinkage(Injection):
-    """Batch spectral shrinkage of what the first of some modules is given.
+    """Batch spectral shrinkage of what the first module of each of some heads is given.
 
     Args:
         setting: where.
-        modules: the first of them to run is the one, from then on.
+        heads: the modules of each; the first of them to run is the one, from then on.
         k: how many singular values.
     """
 
-    def __init__(self, setting: Setting, modules: Sequence[nn.Module], k: int) -> None:
-        super().__init__(setting)
+    def __init__(self, setting: Setting, heads: Sequence[Sequence[nn.Module]], k: int) -> None:
+        super().__init__(setting, len(heads))
         self._k = k
-        self._first: nn.Module | None = None
-        for module in modules:
-            self.hooks.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
+        self._first: dict[int, nn.Module] = {}
+        for head, modules in enumerate(heads):
+            before = partial(self._before, head)
+            for module in modules:
+                self.hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
 
     def _before(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, head: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         refuse_replicas(module)
         # chosen for good: within a forward pass "first" would not hold when a checkpoint replays it
-        self._first = module if self._first is None else self._first
-        if module is not self._first:
+        if module is not self._first.setdefault(head, module):
             return None
         for place, value in enumerate(args):
             if isinstance(value, Tensor) and value.is_floating_point():
-                return (*args[:place], self._shrunk(value), *args[place + 1 :]), kwargs
+                return (*args[:place], self._shrunk(value, head), *args[place + 1 :]), kwargs
         for name, value in kwargs.items():
             if isinstance(value, Tensor) and value.is_floating_point():
-                return args, {**kwargs, name: self._shrunk(value)}
+                return args, {**kwargs, name: self._shrunk(value, head)}
         return None
 
-    def _shrunk(self, features: Tensor) -> Tensor:
+    def _shrunk(self, features: Tensor, head: int) -> Tensor:
         def rule(features: Tensor) -> tuple[Tensor, Tensor]:
             value, gradient = batch_spectral_shrinkage(pooled(precise(features)), self._k)
             return value, spread(gradient, features)
 
-        return self.inject(features, rule)
+        return self.inject(features, rule, head)
+
+
+def _heads(paths: Iterable[str], *, several: bool) -> list[list[str]]:
+    """Return the modules of each head: of several towers each has one, a projection."""
+    heads: dict[str, list[str]] = {}
+    for path in paths:
+        heads.setdefault(path.partition(".")[0] if several else "", []).append(path)
+    return list(heads.values())
 
 
 def _modules_of(model: nn.Module, head: Sequence[str]) -> list[str]:

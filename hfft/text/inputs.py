@@ -24,7 +24,7 @@ IGNORED = -100
 _RECORDS = (".jsonl", ".json")
 _TABLES = (".csv", ".tsv", ".parquet")
 _FILES = (".txt", *_RECORDS, *_TABLES)
-_LISTS = ("messages", "words")  # what fields of records hold; the others hold texts
+_LISTS = ("candidates", "messages", "words")  # what fields of records hold; the others hold texts
 
 # Their positions begin after the padding token's number.
 _OFFSET_POSITIONS = {
@@ -62,7 +62,7 @@ def load_tokenizer(
     Where it has none, as GPT-2's, its end-of-text token pads: padding is masked and is no label.
 
     Args:
-        source: whose tokenizer.
+        source: whose tokenizer; of two towers, that of the text tower.
         config: the model's; its missing `pad_token_id` is set.
         mask_token: whether the task needs one.
 
@@ -70,6 +70,8 @@ def load_tokenizer(
         InputError: there is no tokenizer, it lacks such a token, or it knows more tokens than the
             model.
     """
+    source = source.tower("text")
+    named = f"{source.place}: {source.name}"
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source.name,
@@ -79,25 +81,24 @@ def load_tokenizer(
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(": ")
         raise InputError(
-            f"model: {source.name} has no tokenizer that can be loaded ({cause}); take a model of "
+            f"{named} has no tokenizer that can be loaded ({cause}); take a model of "
             f"texts, with its tokenizer.json"
         ) from error
     vocabulary = tokenizer.get_vocab()
     if not vocabulary.keys() - {*tokenizer.all_special_tokens}:  # made up, for lack of its files
         raise InputError(
-            f"model: {source.name} has no tokenizer; save it there too, by "
-            f"tokenizer.save_pretrained"
+            f"{named} has no tokenizer; save it there too, by tokenizer.save_pretrained"
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise InputError(
-                f"model: {source.name}: its tokenizer has neither a padding token nor an "
+                f"{named}: its tokenizer has neither a padding token nor an "
                 f"end-of-text token to pad with; set pad_token in its tokenizer_config.json"
             )
         tokenizer.pad_token = tokenizer.eos_token
     if mask_token and tokenizer.mask_token_id is None:
         raise InputError(
-            f"model: {source.name}: its tokenizer has no mask token, which this task predicts at; "
+            f"{named}: its tokenizer has no mask token, which this task predicts at; "
             f"take a model that was pretrained with one (BERT, RoBERTa, ModernBERT), or, for "
             f"GPT-like models, task: text-generation"
         )
@@ -107,7 +108,7 @@ def load_tokenizer(
     tokens = max(vocabulary.values()) + 1
     if known is not None and tokens > known:
         raise InputError(
-            f"model: {source.name}: its tokenizer has {tokens:,} tokens, the model {known:,}; they "
+            f"{named}: its tokenizer has {tokens:,} tokens, the model {known:,}; they "
             f"don't belong together"
         )
     for part in (config, config.get_text_config()):
@@ -150,10 +151,12 @@ class Padding:
         side: "right" or "left".
         values: input name to what it is padded with; each such input is a list of T numbers.
             `attention_mask` is made where it is among them and the inputs have none.
+        width: that all batches are padded to; None: the longest example's.
     """
 
     side: str
     values: Mapping[str, int]
+    width: int | None = None
 
     @classmethod
     def of(cls, tokenizer: Any, **others: int) -> Padding:
@@ -166,7 +169,7 @@ class Padding:
     def __call__(self, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return tensors of shape (B, T), T being the longest example's tokens."""
         lengths = [len(example["input_ids"]) for example in inputs]
-        width = max(lengths)
+        width = self.width or max(lengths)
         batch = {}
         for name, value in self.values.items():
             if name == "attention_mask" and name not in inputs[0]:

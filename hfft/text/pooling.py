@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from hfft.errors import InputError
-from hfft.text.pooled import PooledConfig
+from hfft.models.pooled import PooledConfig
 
 _SENTENCE_POOLINGS = {
     "cls": "cls",
@@ -47,7 +47,7 @@ def with_pooling(config: PretrainedConfig, asked: str) -> PretrainedConfig:
         if asked != "auto":
             config.pooling = cast(Any, asked)
         return config
-    wanted = _pretrained_pooling(config) if asked == "auto" else asked
+    wanted = pretrained_pooling(config.name_or_path or "") if asked == "auto" else asked
     own = own_pooling(config)
     if wanted is None or wanted == own:
         return config
@@ -84,17 +84,20 @@ def own_pooling(config: PretrainedConfig) -> str | None:
     return "last" if kind in MODEL_FOR_CAUSAL_LM_MAPPING else None
 
 
-def _pretrained_pooling(config: PretrainedConfig) -> str | None:
-    """Return how sentence-transformers pools the source; None: it is none of its models.
+def pretrained_pooling(source: str, revision: str | None = None) -> str | None:
+    """Return how sentence-transformers pools a model; None: it is none of its models.
 
     Nor are those whose way of pooling isn't among ours, or that pool in several.
+
+    Args:
+        source: the model's folder, or its name on the Hub; "" for none.
+        revision: branch, tag or commit on the Hub.
     """
-    source = config.name_or_path
     if not source:
         return None
-    modules = _read_json(source, "modules.json") or []
+    modules = _read_json(source, "modules.json", revision) or []
     paths = [m["path"] for m in modules if str(m.get("type")).endswith(".Pooling")]
-    own = _read_json(source, f"{paths[0]}/config.json") if paths else None
+    own = _read_json(source, f"{paths[0]}/config.json", revision) if paths else None
     if own is None:
         return None
     older = [key for key, on in own.items() if key.startswith("pooling_mode_") and on is True]
@@ -103,11 +106,12 @@ def _pretrained_pooling(config: PretrainedConfig) -> str | None:
     return _SENTENCE_POOLINGS.get(modes[0]) if len(modes) == 1 else None
 
 
-def _read_json(source: str, name: str) -> Any:
+def _read_json(source: str, name: str, revision: str | None) -> Any:
     """Return what a file of a model's folder, or of its repository on the Hub, holds, if it can."""
     try:
         folder = Path(source)
-        path = folder / name if folder.is_dir() else Path(hf_hub_download(source, name))
-        return json.loads(path.read_text(encoding="utf-8"))
+        is_local = folder.is_dir()
+        path = folder / name if is_local else hf_hub_download(source, name, revision=revision)
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, HfHubHTTPError):
         return None

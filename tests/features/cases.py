@@ -13,8 +13,9 @@ from hfft.features.cut import MASK, Cut, with_padding
 from hfft.features.replay import FEATURE, capture, replayed
 from hfft.hooks.freeze import kept_in_eval
 from hfft.layers import find_layer_groups
-from tests.families import FAMILIES
+from tests.families import FAMILIES, TOWERS
 
+EVERY = {**FAMILIES, **TOWERS}
 Batch = dict[str, Tensor]
 
 
@@ -22,7 +23,7 @@ def make(family: str) -> Any:
     """The family's tiny model, with weights large enough to tell all its outputs apart."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = FAMILIES[family].make()
+        model = EVERY[family].make()
     if getattr(model.config, "pad_token_id", 0) is None:
         model.config.pad_token_id = 0
     if family == "t5":
@@ -55,12 +56,16 @@ def batch_of(
     family: str, lengths: tuple[int, ...] = (6, 4), side: str = "right", seed: int = 0
 ) -> Batch:
     """As many examples as there are lengths; the pad id stands where a text has no token."""
-    inputs, size = FAMILIES[family].inputs, len(lengths)
+    inputs, size = EVERY[family].inputs, len(lengths)
     made = torch.Generator().manual_seed(seed)
     found: Batch = {}
     if "images" in inputs:
         found["pixel_values"] = torch.rand(size, 3, 32, 32, generator=made)
-    if "words" in inputs:
+    if "sounds" in inputs:
+        found["input_features"] = torch.rand(size, 1, 64, 16, generator=made)
+    if family == "siglip":  # whose texts are all of one length, and have no mask
+        found["input_ids"] = torch.randint(3, 30, (size, 6), generator=made)
+    elif "words" in inputs:
         mask = masked(lengths, side)
         found["input_ids"] = torch.randint(3, 30, mask.shape, generator=made) * mask
         found["attention_mask"] = mask
@@ -71,14 +76,14 @@ def batch_of(
         found["labels"] = found["input_ids"].masked_fill(mask == 0, -100)
     elif family == "segformer-pixels":
         found["labels"] = torch.randint(0, 3, (size, 32, 32), generator=made)
-    elif family != "clip":
+    elif family not in TOWERS:
         found["labels"] = labels
     return found
 
 
 def answers(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Batch]:
     """The loss, and all tensors that the model answers beside states."""
-    extra = {"return_loss": True} if type(model).__name__ == "CLIPModel" else {}
+    extra = {"return_loss": True} if len(find_layer_groups(model).towers) > 1 else {}
     output = model(**batch, **extra)
     named = {n: v for n, v in output.items() if isinstance(v, Tensor) and "hidden" not in n}
     return output.loss, named

@@ -143,7 +143,7 @@ def test_highest_cut_tells_what_stands_in_the_way_at_the_first() -> None:
     with kept_in_eval(model):
         cut, chosen, why = highest_cut(model, batch_of("bert"), [names, groups.frozen(1)])
     assert chosen == groups.frozen(1)
-    assert cut.place == "bert.encoder"
+    assert cut.place == "before bert.encoder"
     assert "what is frozen" in why or "nothing frozen" in why
     with pytest.raises(NoCutError):
         highest_cut(model, batch_of("bert"), [names])

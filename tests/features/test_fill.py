@@ -43,7 +43,7 @@ def targets(
     for depth in depths:
         with kept_in_eval(freeze(model, groups.frozen(depth))):
             cut = find_cut(model, probe)
-        layout = Layout.of(cut, examples.version(0, 0), None)
+        layout = Layout.of(cut, examples, None)
         entry = open_entry(
             root,
             f"{depth:08d}",

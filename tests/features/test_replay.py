@@ -281,5 +281,7 @@ def test_either_tower_may_be_frozen_further() -> None:
         below = [*towers["text"][:text], *towers["vision"][:vision]]
         freeze(model, [name for group in below for name in group.parameters])
         cut = cut_of(model, batch_of("clip"))
-        assert cut.inputs.keys() == {"pixel_values"}  # stored instead, where vision learns whole
+        assert cut.inputs.keys() == ({"pixel_values"} if vision else set())
+        words = {"input_ids"} | ({"attention_mask"} if text == 4 else set())
+        assert cut.below == words | cut.inputs.keys()
         assert_replays(model, cut, batch_of("clip", (9, 3, 7), seed=1))

@@ -28,6 +28,10 @@ def cut(*slots: Slot, inputs: Any = None) -> Cut:
     return Cut(slots, {}, inputs or {}, {})
 
 
+def layout_of(cut: Cut, example: dict[str, Any], dtype: torch.dtype | None) -> Layout:
+    return Layout.of(cut, ExampleDataset([example], dict), dtype)
+
+
 def features(example: dict[str, Any]) -> list[Tensor]:
     return [torch.randn(len(example["input_ids"]), 4), torch.randn(4)]
 
@@ -39,7 +43,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def test_an_example_comes_back_as_the_transform_returned_it() -> None:
-    layout = Layout.of(cut(VARYING, FIXED), EXAMPLES[0], None)
+    layout = layout_of(cut(VARYING, FIXED), EXAMPLES[0], None)
     assert dict(layout.inputs) == {
         "input_ids": "list",
         "labels": "scalar",
@@ -60,7 +64,7 @@ def test_tensors_are_stored_in_the_dtype_asked_for_and_enter_as_computed(
     dtype: torch.dtype,
 ) -> None:
     numbers = Slot(Call("x", 0), None, 0, (4,), torch.int64, varies=False)
-    layout = Layout.of(cut(FIXED, numbers), {"labels": 1}, dtype)
+    layout = layout_of(cut(FIXED, numbers), {"labels": 1}, dtype)
     assert [column.dtype for column in layout.columns] == [torch.int64, dtype, torch.int64]
     made = [torch.randn(4), torch.arange(4)]
     row = layout.row({"labels": 1}, made)
@@ -72,7 +76,7 @@ def test_tensors_are_stored_in_the_dtype_asked_for_and_enter_as_computed(
 
 def test_what_was_computed_in_bfloat16_is_stored_so() -> None:
     slot = Slot(Call("head", 0), 0, 0, (4,), torch.bfloat16, varies=False)
-    layout = Layout.of(cut(slot), {"labels": 1}, None)
+    layout = layout_of(cut(slot), {"labels": 1}, None)
     made = torch.randn(4).bfloat16()
     assert same(layout.example(layout.row({"labels": 1}, [made]))[FEATURE.format(0)], made)
 
@@ -80,7 +84,7 @@ def test_what_was_computed_in_bfloat16_is_stored_so() -> None:
 def test_an_input_that_nothing_reads_takes_no_room_and_the_collator_still_sees_it() -> None:
     absent = {"pixel_values": Absent(("batch", 3, 8, 8), torch.float32)}
     examples = [{"pixel_values": torch.rand(3, 8, 8), "labels": n} for n in (1, 0)]
-    layout = Layout.of(cut(FIXED, inputs=absent), examples[0], None)
+    layout = layout_of(cut(FIXED, inputs=absent), examples[0], None)
     assert [column.name for column in layout.columns] == ["input.labels", FEATURE.format(0)]
     row = layout.row(examples[0], [torch.ones(4)])
     assert row.keys() == {"input.labels", FEATURE.format(0)}
@@ -93,7 +97,7 @@ def test_an_input_that_nothing_reads_takes_no_room_and_the_collator_still_sees_i
 
 def test_inputs_are_batched_as_the_task_batches_them() -> None:
     examples = [{n: e[n] for n in ("input_ids", "labels", "weight")} for e in EXAMPLES]
-    layout = Layout.of(cut(VARYING, FIXED), examples[0], None)
+    layout = layout_of(cut(VARYING, FIXED), examples[0], None)
     made = [features(example) for example in examples]
     stored = [layout.example(layout.row(e, f)) for e, f in zip(examples, made, strict=True)]
     batch = StoredCollator(collate, layout)(stored)
@@ -108,7 +112,7 @@ def test_inputs_are_batched_as_the_task_batches_them() -> None:
 
 
 def test_whole_examples_are_left_to_the_task() -> None:
-    layout = Layout.of(cut(FIXED), {"labels": 1}, None)
+    layout = layout_of(cut(FIXED), {"labels": 1}, None)
     given: list[Any] = []
 
     def own(examples: Any) -> dict[str, Any]:
@@ -138,13 +142,13 @@ def test_padding_stands_where_the_mask_says() -> None:
     ],
 )
 def test_an_example_of_another_form_is_refused(example: dict[str, Any], message: str) -> None:
-    layout = Layout.of(cut(FIXED), {"labels": 1, "box": torch.rand(2, 2)}, None)
+    layout = layout_of(cut(FIXED), {"labels": 1, "box": torch.rand(2, 2)}, None)
     with pytest.raises(NoCutError, match=message):
         layout.row(example, [torch.rand(4)])
 
 
 def test_a_whole_number_among_fractions_comes_back_as_it_was_or_is_refused() -> None:
-    layout = Layout.of(cut(FIXED), {"labels": 1}, None)
+    layout = layout_of(cut(FIXED), {"labels": 1}, None)
     try:
         row = layout.row({"labels": 0.5}, [torch.rand(4)])
     except NoCutError:
@@ -155,18 +159,18 @@ def test_a_whole_number_among_fractions_comes_back_as_it_was_or_is_refused() -> 
 @pytest.mark.parametrize("value", ["a text", None, [[1], [2, 3]], {"nested": 1}])
 def test_what_is_no_tensor_is_refused_by_name(value: Any) -> None:
     with pytest.raises(NoCutError, match=r"words, .*can't be stored"):
-        Layout.of(cut(FIXED), {"labels": 1, "words": value}, None)
+        layout_of(cut(FIXED), {"labels": 1, "words": value}, None)
 
 
 def test_features_of_another_shape_are_refused() -> None:
-    layout = Layout.of(cut(FIXED), {"labels": 1}, None)
+    layout = layout_of(cut(FIXED), {"labels": 1}, None)
     with pytest.raises(NoCutError, match="hfft_feature_0 has not the same shape"):
         layout.row({"labels": 1}, [torch.rand(5)])
 
 
 def test_the_epoch_draws_the_view_whose_row_is_read() -> None:
     examples = ExampleDataset([{"n": n} for n in range(3)], lambda row: {"labels": row["n"]}, 7, 4)
-    layout = Layout.of(cut(FIXED), {"labels": 1}, None)
+    layout = layout_of(cut(FIXED), {"labels": 1}, None)
     rows: Any = [layout.row({"labels": n % 3}, [torch.full((4,), float(n))]) for n in range(3 * 4)]
     stored = StoredExamples(examples, rows, layout)
     assert len(stored) == 3

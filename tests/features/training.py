@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from hfft.examples import ExampleDataset
+from hfft.examples import ExampleDataset, Parts
 from hfft.features.prepare import Setting, StageFeatures, Wanted, plain, prepare
 from hfft.hooks.freeze import kept_in_eval
 from hfft.layers import find_layer_groups
@@ -79,8 +80,10 @@ def example(inputs: Sequence[str], row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def examples_of(family: str, count: int = 11) -> ExampleDataset:
-    inputs = FAMILIES[family].inputs
-    return ExampleDataset([{"number": n} for n in range(count)], lambda row: example(inputs, row))
+    inputs, rows = FAMILIES[family].inputs, [{"number": n} for n in range(count)]
+    halves = {kind: partial(example, (kind, "")) for kind in inputs}
+    whole: Any = Parts(halves) if len(inputs) > 1 else partial(example, inputs)
+    return ExampleDataset(rows, whole)
 
 
 def collate(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

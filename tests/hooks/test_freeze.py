@@ -23,6 +23,7 @@ from hfft.hooks.freeze import kept_in_eval
 from hfft.layers import find_layer_groups
 
 from ..families import FAMILIES, batchnorm_resnet, bert
+from ..features.training import contrastive
 
 ROOT = Path(__file__).parents[2]
 TWO_CPU = ROOT / "configs" / "accelerate" / "two_cpu.yaml"
@@ -30,10 +31,11 @@ TWO_CPU = ROOT / "configs" / "accelerate" / "two_cpu.yaml"
 
 def examples(family: str) -> list[dict[str, torch.Tensor]]:
     inputs = FAMILIES[family].example()
-    return [
-        {name: value[number] for name, value in inputs.items()} | {"labels": torch.tensor(number)}
-        for number in range(2)
-    ]
+    found = [{name: value[number] for name, value in inputs.items()} for number in range(2)]
+    if family != "clip":  # whose pairs are its labels
+        for number, example in enumerate(found):
+            example["labels"] = torch.tensor(number)
+    return found
 
 
 def trainer(model: Any, family: str, folder: Path, *callbacks: TrainerCallback) -> Trainer:
@@ -48,6 +50,7 @@ def trainer(model: Any, family: str, folder: Path, *callbacks: TrainerCallback) 
         save_strategy="no",
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        remove_unused_columns=False,
     )
     data: Any = examples(family)
     return Trainer(model=model, args=arguments, train_dataset=data, callbacks=[*callbacks])
@@ -125,6 +128,17 @@ def test_another_callback_sets_the_freeze_anew(tmp_path: Path) -> None:
     trainer(model, "bert", tmp_path, FreezeCallback(model, 1)).train()
     assert "bert.encoder.layer.0.output.dense.weight" in moved(before, model)
     assert "bert.embeddings.word_embeddings.weight" not in moved(before, model)
+
+
+def test_a_tower_may_be_frozen_otherwise_than_the_rest(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = contrastive()
+    callback = FreezeCallback(model, 1, {"vision": "backbone"})
+    run = trainer(model, "clip", tmp_path, callback)
+    before = copy(model)
+    run.train()
+    frozen = find_layer_groups(model).frozen(1, {"vision": "backbone"})
+    assert moved(before, model) == set(before) - frozen
 
 
 def test_wrong_freeze_is_found_before_training() -> None:
@@ -313,6 +327,7 @@ def test_replicas_are_bit_identical_and_what_would_drift_is_refused(tmp_path: Pa
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert [rank.pop("world") for rank in ranks] == [2, 2]
     assert ranks[0]["a trainer each"] == ranks[1]["a trainer each"]
+    assert ranks[0]["towers"] == ranks[1]["towers"]
     assert ranks[0]["unguarded"] != ranks[1]["unguarded"]  # what the stock Trainer does
     for rank in ranks:
         assert "the optimizer does not hold" in rank["old optimizer"]

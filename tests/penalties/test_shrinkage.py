@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hfft.errors import InputError
 from hfft.hooks.penalty import PenaltyCallback
+from hfft.layers import find_layer_groups
 from hfft.penalties.penalty import Part, Setting
 from hfft.penalties.shrinkage import BSS
 
@@ -136,7 +137,7 @@ def test_heads_of_many_families_are_found_and_penalised_once(family: str) -> Non
     work.inject = lambda features, *args: ran.append(features) or features
     output = model(**FAMILIES[family].example())
     assert next(iter(output.values())).isfinite().all()
-    assert len(ran) == 1
+    assert len(ran) == len(find_layer_groups(model).towers)
     assert ran[0].shape[0] == 2
 
 
@@ -184,3 +185,26 @@ def test_patterns_and_the_decoupled_form_are_refused() -> None:
         PenaltyCallback(make("bert"), "bss", {"bert.*": 1.0})
     with pytest.raises(InputError, match="no decoupled form"):
         PenaltyCallback(make("bert"), "bss", 1.0, mode="decoupled")
+
+
+def test_each_of_two_towers_has_a_head_of_its_own() -> None:
+    model: Any = FAMILIES["clip"].make().train()
+    inputs = FAMILIES["clip"].example()
+    heads = [model.visual_projection, model.text_projection]
+    seen: list[Tensor] = []
+    keep = [head.register_forward_pre_hook(lambda _m, args: seen.append(args[0])) for head in heads]
+    loss = model(**inputs, return_loss=True).loss
+    r = sum((squares(features, 2) for features in seen), torch.zeros(()))
+    expected = gradients_of(loss + 0.3 * r, model)
+    model.zero_grad()
+    for hook in keep:
+        hook.remove()
+    penalty = BSS(BSS.Options(k=2))
+    penalty.check(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attached = penalty.attach(Setting(model, optimizer, [Part(0.3)]))
+    model(**inputs, return_loss=True).loss.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert_same(found, expected)
+    assert attached.value() == pytest.approx((r.item(), 0.3 * r.item()), rel=1e-3)
+    attached.remove()

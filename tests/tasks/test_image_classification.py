@@ -24,7 +24,8 @@ from hfft.examples import seeded
 from hfft.sections import ModelConfig
 from hfft.source import load_weights, read_model_config, skeleton
 from hfft.task import InputError, Split
-from hfft.tasks.image_classification import ImageClassification, ImageOptions
+from hfft.tasks.image_classification import ClassificationOptions, ImageClassification
+from tests import pair_models
 from tests.test_images import photo
 
 LABELS = ["1", "2", "10"]
@@ -32,7 +33,7 @@ LABELS = ["1", "2", "10"]
 
 def prepared(folder: Path, **options: Any) -> tuple[ImageClassification, Any, Any]:
     """A task on a model: the task, the model's config, the processor."""
-    task = ImageClassification(ImageOptions.model_validate(options))
+    task = ImageClassification(ClassificationOptions.model_validate(options))
     source = ModelConfig(name=str(folder))
     config = read_model_config(source)
     config = task.configure(config, LABELS)
@@ -134,7 +135,7 @@ def test_batch_is_the_examples_whatever_their_order_in_memory(timm_folder: Path)
 
 def test_unknown_way_to_decode_is_refused() -> None:
     with pytest.raises(ValueError, match=r"decode"):
-        ImageOptions.model_validate({"decode": "quick"})
+        ClassificationOptions.model_validate({"decode": "quick"})
 
 
 def test_no_augmentation_makes_training_input_the_evaluation_input(
@@ -219,7 +220,7 @@ def test_image_size_is_set_in_the_processors_own_form(
 
 
 def test_image_size_is_in_the_config_before_the_model_is_built(vit_folder: Path) -> None:
-    task = ImageClassification(ImageOptions(image_size=64))
+    task = ImageClassification(ClassificationOptions(image_size=64))
     config = read_model_config(ModelConfig(name=str(vit_folder)))
     task.configure(config, LABELS)
     model = skeleton(task.auto_model, config)
@@ -240,7 +241,7 @@ def test_distilled_model_learns_without_its_teachers_head(tmp_path: Path) -> Non
 
 
 def test_metrics_agree_with_counting() -> None:
-    task = ImageClassification(ImageOptions())
+    task = ImageClassification(ClassificationOptions())
     logits = np.eye(3)[[0, 0, 1, 2, 2, 1]]
     labels = np.array([0, 1, 1, 2, 2, 2])
     split = Split([], [], LABELS)
@@ -256,7 +257,7 @@ def test_metrics_agree_with_counting() -> None:
 
 
 def test_class_that_never_occurs_is_scored_as_none(tmp_path: Path) -> None:
-    task = ImageClassification(ImageOptions())
+    task = ImageClassification(ClassificationOptions())
     logits, labels = np.eye(3)[[0, 0]], np.array([0, 0])
     assert task.scores_by_label(logits, labels, Split([], [], LABELS))[1]["examples"] == 0
     [picture] = task.draw(tmp_path, logits, labels, Split([], [], LABELS))
@@ -267,4 +268,34 @@ def test_class_that_never_occurs_is_scored_as_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limits", [[2, 1], [0, 1], [-1, 1]])
 def test_range_that_nothing_can_be_drawn_from_is_refused(key: str, limits: list[float]) -> None:
     with pytest.raises(ValueError, match="above 0, the smaller first"):
-        ImageOptions.model_validate({"augmentation": {key: limits}})
+        ClassificationOptions.model_validate({"augmentation": {key: limits}})
+
+
+def test_the_head_is_made_by_the_text_tower_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    folder = pair_models.save(pair_models.clip(), tmp_path)
+    task, config, processor = prepared(folder)
+    assert config.model_type == "clip"
+    task, config, processor = prepared(folder, head="zero-shot", image_size=32)
+    assert config.model_type == "zero-shot-head"
+    assert config.prompt_templates == ["a photo of a {}."]
+    assert list(config.id2label.values()) == LABELS
+    assert config.vision_config.image_size == 32
+    assert dict(processor.crop_size) == {"height": 32, "width": 32}
+    again = task.configure(config, LABELS)
+    assert again is config
+
+
+def test_what_the_classifier_leaves_out_is_idle(tmp_path: Path, vit_folder: Path) -> None:
+    folder = pair_models.save(pair_models.clip(), tmp_path)
+    side = pair_models.SIDE
+    for model, size, among in (
+        (folder, side, {"vision_model.post_layernorm.weight"}),
+        (vit_folder, 32, set()),
+    ):
+        task, config, _ = prepared(model)
+        pixels = torch.zeros(1, 3, size, size)
+        found = task.idle(
+            skeleton(task.auto_model, config), lambda pixels=pixels: {"pixel_values": pixels}
+        )
+        assert among <= found
+        assert bool(found) == bool(among)

@@ -14,11 +14,11 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn import functional
 
+from hfft.models.pooled import PooledConfig, PooledForSequenceClassification
 from hfft.sections import ModelConfig
 from hfft.source import load_weights, read_model_config
 from hfft.task import IGNORED, InputError, Split
 from hfft.tasks.text_classification import ClassificationOptions, TextClassification
-from hfft.text.pooled import PooledConfig, PooledForSequenceClassification
 from tests.text_models import SIZES, WORDS, causal_folder, classifier_folder, tokenizer
 
 LABELS = ["bad", "good", "1", "10"]

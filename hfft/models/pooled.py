@@ -1,18 +1,16 @@
 """A classifier on pooled hidden states, on any base model of transformers.
 
-A copy of this file travels with every model that is saved, so that transformers loads it where hfft
-isn't installed (`trust_remote_code=True`). It imports nothing of ours.
+A copy of this file, and of `pooling.py`, travels with every model that is saved, so that
+transformers loads it where hfft isn't installed (`trust_remote_code=True`).
 """
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import (
-    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
@@ -21,8 +19,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-Pooling = Literal["cls", "mean", "max", "last"]
-"""Of the tokens that are no padding: the first, the mean, the greatest of each value, the last."""
+from .pooling import Pooling, pool, without_pooler
 
 
 class PooledConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
@@ -93,7 +90,7 @@ class PooledForSequenceClassification(PreTrainedModel):  # type: ignore[no-untyp
         super().__init__(config)
         inner: Any = config.text_config
         base = cast(Any, AutoModel).from_config(
-            inner, dtype=torch.get_default_dtype(), **_without_pooler(inner)
+            inner, dtype=torch.get_default_dtype(), **without_pooler(inner)
         )
         self.base_model_prefix = base.base_model_prefix or "model"
         setattr(self, self.base_model_prefix, base)
@@ -148,33 +145,6 @@ class PooledForSequenceClassification(PreTrainedModel):  # type: ignore[no-untyp
             attentions=output.get("attentions"),
         )
         return found.to_tuple() if return_dict is False else found
-
-
-def pool(hidden: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:
-    """Pool hidden states (B, T, D) to (B, D), over the tokens that `mask` (B, T) lets through."""
-    if mask is None:
-        mask = hidden.new_ones(hidden.shape[:2])
-    mask = mask.long()
-    padding = (mask == 0).unsqueeze(-1)
-    if pooling == "mean":  # summed in float32: bfloat16 loses what long texts add
-        total = hidden.float().masked_fill(padding, 0).sum(dim=1)
-        return (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(hidden.dtype)
-    if pooling == "max":
-        return hidden.masked_fill(padding, torch.finfo(hidden.dtype).min).amax(dim=1)
-    # argmax is the first of the greatest; padding may stand on either side
-    places = mask if pooling == "cls" else mask * torch.arange(mask.shape[1], device=mask.device)
-    return hidden[torch.arange(len(hidden), device=hidden.device), places.argmax(dim=1)]
-
-
-def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:
-    """Return what keeps a base model from a pooler, which would get no gradient: DDP waits for it.
-
-    Args:
-        config: the base model's.
-    """
-    kind = MODEL_MAPPING.get(type(config), None)
-    known = inspect.signature(kind.__init__).parameters if inspect.isclass(kind) else ()
-    return {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
 
 
 AutoConfig.register(PooledConfig.model_type, PooledConfig, exist_ok=True)

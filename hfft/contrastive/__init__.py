@@ -1,0 +1,1 @@
+"""What contrastive tasks have in common, and others do without."""

@@ -1,0 +1,1 @@
+"""What tasks on images share: how an image becomes a model's input."""
