@@ -71,7 +71,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from hfft.inference import open_finished
     from hfft.table import table
 
-    result = score(open_finished(arguments.model), arguments.data, arguments.split)
+    finished = open_finished(arguments.model, arguments.overrides)
+    result = score(finished, arguments.data, arguments.split)
     if arguments.json:
         print(json.dumps(result, ensure_ascii=False))
         return
@@ -174,6 +175,12 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument("--overwrite", action="store_true", help="replace the run there is")
     added = verb("evaluate", "score a run's or a folder's model")
     added.add_argument("model", metavar="RUN_OR_MODEL", help="a run folder or a model folder")
+    added.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="of the run's config; of a model alone, of task: task.templates='[\"a {}.\"]'",
+    )
     added.add_argument("--data", metavar="PATH", help="default: the run's own")
     added.add_argument("--split", metavar="NAME", help="default: test, else validation")
     added.add_argument("--json", action="store_true", help="print JSON")

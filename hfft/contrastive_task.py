@@ -89,6 +89,8 @@ class ContrastiveTask(Task):
     open_classes = True
     other: ClassVar[str]
     """What the tower beside the text tower reads, `image`: a role, and part of names."""
+    template: ClassVar[str]
+    """How a class may be named, for messages."""
     other_config: ClassVar[str]
     """Where a model's config keeps that tower's."""
     column: Column
@@ -154,7 +156,7 @@ class ContrastiveTask(Task):
         if self._own.templates is None and "caption" not in found:
             raise InputError(
                 "has no captions; map them (`data.columns.caption: NAME`), or, for data with "
-                'classes, say how to name one: `task.templates: ["a photo of a {}."]`'
+                f'classes, say how to name one: `task.templates: ["{self.template}"]`'
             )
         if self._own.templates is not None and "label" not in found:
             raise InputError(
@@ -377,7 +379,7 @@ class ContrastiveTask(Task):
             prompts = known.naming(value.get("candidates") or ())
             if not prompts.classes:
                 raise InputError(
-                    f"{folder}: was fine-tuned on captions, so it knows no classes; give records "
+                    f"{folder}: has no classes of its own; give records "
                     f'{{"{self.other}": ..., "candidates": [...]}} as JSON Lines'
                 )
             given = self.stack([prepare(value[self.other])])

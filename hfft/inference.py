@@ -8,9 +8,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
 from transformers import PretrainedConfig
 
 from hfft import registry
+from hfft.complaints import explain
 from hfft.config import Config
 from hfft.config_file import load_config
 from hfft.data import load_data, load_split
@@ -22,6 +24,7 @@ from hfft.sections import ModelConfig
 from hfft.source import load_weights, read_model_config
 from hfft.subject import make_task
 from hfft.task import Task
+from hfft.yaml_file import apply_override
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,12 @@ class FinishedModel:
         return _source(self.folder, self.config)
 
 
-def open_finished(path: str | Path) -> FinishedModel:
+def open_finished(path: str | Path, overrides: Sequence[str] = ()) -> FinishedModel:
     """Open a run folder, or a model folder alone.
+
+    Args:
+        path: the folder.
+        overrides: dotted assignments to the run's config; of a model alone, to `task`.
 
     Raises:
         InputError: it is neither, the run is not finished, or no task takes such a model.
@@ -48,7 +55,7 @@ def open_finished(path: str | Path) -> FinishedModel:
     path = Path(path)
     run_config = path / "config.yaml"
     if run_config.is_file():
-        config = load_config(run_config)
+        config = load_config(run_config, overrides)
         if not (path / "model" / "config.json").is_file():
             raise InputError(f"{path}: the run has no model yet; finish it: hfft train --resume")
         folder = path / "model"
@@ -59,7 +66,7 @@ def open_finished(path: str | Path) -> FinishedModel:
         raise InputError(f"{path}: is neither a run folder (config.yaml) nor a model folder")
     model_config = read_model_config(_source(path, None))
     kind = _task_of(model_config, path)
-    task = kind(kind.Options.model_validate(kind.options_of(model_config)))
+    task = kind(_options(kind, model_config, overrides))
     return FinishedModel(path, task, task.labels_of(model_config), None)
 
 
@@ -157,6 +164,22 @@ def _source(folder: Path, config: Config | None) -> ModelConfig:
     allowed = {"allow_pickle", "trust_remote_code"}
     flags = config.model.model_dump(include=allowed) if config is not None else {}
     return ModelConfig(name=str(folder), **flags)
+
+
+def _options(kind: type[Task], config: PretrainedConfig, overrides: Sequence[str]) -> BaseModel:
+    """Return the options of a task that a model knows of, and those that are asked for."""
+    values: dict[str, Any] = {"task": dict(kind.options_of(config))}
+    for assignment in overrides:
+        if not assignment.startswith("task."):
+            raise InputError(
+                f"{assignment}: of a model without its run only `task.` can be set, such as "
+                f"task.{next(iter(kind.Options.model_fields))}=..."
+            )
+        apply_override(values, assignment)
+    try:
+        return kind.Options.model_validate(values["task"])
+    except ValidationError as error:
+        raise InputError(explain(error, kind.Options, ("task",))) from error
 
 
 def _task_of(config: PretrainedConfig, path: Path) -> type[Task]:

@@ -38,6 +38,7 @@ class ZeroShotAudioClassification(ContrastiveTask):
     Options = AudioTextOptions
     model_suffix = "DualEncoderModel"
     other, other_config = "audio", "audio_config"
+    template = "the sound of a {}."
     augments_other = False
 
     def __init__(self, options: BaseModel) -> None:

@@ -45,6 +45,7 @@ class ZeroShotImageClassification(ContrastiveTask):
         "VisionTextDualEncoderModel",
     )
     other, other_config = "image", "vision_config"
+    template = "a photo of a {}."
     column = IMAGE
 
     @property

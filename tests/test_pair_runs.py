@@ -220,6 +220,24 @@ def test_a_model_is_scored_on_classes_that_it_was_not_trained_for(
     assert known["metrics"]["zero_shot_accuracy"] > 0.9
 
 
+def test_a_model_is_scored_by_captions_or_by_classes_as_is_asked(learned: dict[str, Path]) -> None:
+    captions, classes = (learned[name] / "run" for name in ("captions", "classes"))
+    pictures = str(learned["classes"] / "pairs")
+    for path in (captions, captions / "model", learned["captions"] / "model"):
+        finished = open_finished(path, ['task.templates=["a {} square."]'])
+        found = evaluate(finished, pictures, "validation")["metrics"]
+        assert found["zero_shot_accuracy"] > (0.5 if "run" in str(path.parent) else 0.0)
+    for path in (classes, classes / "model"):
+        finished = open_finished(path, ["task.templates=null"])
+        found = evaluate(finished, str(learned["captions"] / "pairs"), "validation")["metrics"]
+        assert "zero_shot_accuracy" not in found
+        assert found["image_to_text_recall_at_10"] > 0.5
+    with pytest.raises(hfft.InputError, match=r"data\.path=x: of a model without its run only"):
+        open_finished(classes / "model", ["data.path=x"])
+    with pytest.raises(hfft.InputError, match=r"task\.template: unknown key"):
+        open_finished(classes / "model", ["task.template=null"])
+
+
 def test_records_name_the_candidates_of_their_own(learned: dict[str, Path], tmp_path: Path) -> None:
     name = picture("blue", "left", tmp_path / "one.png")
     asked = ["the green square is on the left", "the blue square is on the left"]
@@ -227,5 +245,5 @@ def test_records_name_the_candidates_of_their_own(learned: dict[str, Path], tmp_
     finished = open_finished(learned["captions"] / "run")
     [said] = predict(finished, [str(tmp_path / "asked.jsonl")])
     assert [one["label"] for one in said["scores"]] == asked[::-1]
-    with pytest.raises(hfft.InputError, match="was fine-tuned on captions, so it knows no classes"):
+    with pytest.raises(hfft.InputError, match="has no classes of its own"):
         list(predict(finished, [str(tmp_path / "one.png")]))

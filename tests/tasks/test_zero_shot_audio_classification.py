@@ -164,7 +164,7 @@ def test_towers_of_sounds_and_texts_train_and_answer(kind: str, tmp_path: Path) 
     [answer] = predict(open_finished(run), [str(data / "asked.jsonl")])
     given = {one["label"]: one["score"] for one in answer["scores"]}
     assert sum(given.values()) == pytest.approx(1)
-    with pytest.raises(InputError, match=r"knows no classes; give records"):
+    with pytest.raises(InputError, match=r"has no classes of its own; give records"):
         list(predict(open_finished(run), [str(data / "validation-0.wav")]))
     peer = hf.pipeline(
         "zero-shot-audio-classification", model=str(run / "model"), trust_remote_code=True
