@@ -13,8 +13,8 @@ quickstart: .venv/.installed ## draw a small set of digits and fine-tune on it
 	$(BIN)/python scripts/make_digits.py data/digits --per-class 30 --jitter
 	$(BIN)/hfft train configs/quickstart.yaml --overwrite
 
-test: .venv/.installed-dev ## the fast tests
-	$(BIN)/python -m pytest
+test: .venv/.installed-dev ## the fast tests, in a process a core, four at most
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4
 
 test-slow: .venv/.installed-dev ## the slower tests: launchers, training runs, the wheel
 	$(BIN)/python -m pytest -m slow
