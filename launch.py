@@ -15,4 +15,9 @@ import sys
 from hfft.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    status = main(["train", *sys.argv[1:]])
+    if status == 0:  # else another process may not get here
+        from hfft.processes import leave_processes
+
+        leave_processes()
+    sys.exit(status)

@@ -7,6 +7,7 @@ import os
 from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 
 from hfft.errors import InputError
@@ -44,3 +45,13 @@ def join_processes(timeout: int = 1800) -> PartialState:
         logger.warning(warning)
     _joined.append(state)
     return state
+
+
+def leave_processes() -> None:
+    """Part from the others, for a script's end: what joins them must not outlive the interpreter.
+
+    Threads of the process group that run on at its exit may abort a process whose work is done.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

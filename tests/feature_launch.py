@@ -16,6 +16,7 @@ from typing import Any
 
 from hfft.cli import main
 from hfft.features.store import Entry
+from hfft.processes import leave_processes
 
 trouble, rank = sys.argv[1], sys.argv[2]
 write, missing = Entry.write, Entry.missing
@@ -40,4 +41,7 @@ if os.environ.get("RANK", "0") == rank:
     Entry.write = troubled  # type: ignore[assignment,method-assign]
     if trouble == "ahead":
         Entry.missing = ahead  # type: ignore[method-assign]
-sys.exit(main(["train", *sys.argv[3:]]))
+status = main(["train", *sys.argv[3:]])
+if status == 0:
+    leave_processes()
+sys.exit(status)

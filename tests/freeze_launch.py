@@ -18,6 +18,7 @@ from transformers import Trainer, TrainingArguments
 from hfft.errors import InputError
 from hfft.hooks import FreezeCallback
 from hfft.layers import find_layer_groups
+from hfft.processes import leave_processes
 from tests.families import bert
 from tests.features.training import contrastive
 
@@ -114,3 +115,4 @@ for name, way in ways.items():
         results[name] = str(error)
 results["world"] = dist.get_world_size()
 (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(results))
+leave_processes()

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from hfft.cli import main
 from hfft.optim import OptimizerState
+from hfft.processes import leave_processes
 from hfft.trainer import StageTrainer
 
 folder = Path(sys.argv[1])
@@ -33,4 +34,7 @@ def note(self: StageTrainer) -> OptimizerState:
 
 StageTrainer.optimizer_state = note  # type: ignore[method-assign]
 assert int(os.environ["WORLD_SIZE"]) > 1
-sys.exit(main(["train", *sys.argv[2:]]))
+status = main(["train", *sys.argv[2:]])
+if status == 0:
+    leave_processes()
+sys.exit(status)

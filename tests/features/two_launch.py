@@ -17,6 +17,7 @@ from hfft.features import prepare as preparing
 from hfft.features import store
 from hfft.features.prepare import prepare
 from hfft.hooks.freeze import kept_in_eval
+from hfft.processes import leave_processes
 from tests.features.training import (
     collate,
     difference,
@@ -121,3 +122,4 @@ if world > 1:
     results["differing"] = differing()
     dist.barrier()
 (folder / f"rank{rank}.json").write_text(json.dumps(results))
+leave_processes()
