@@ -13,7 +13,7 @@ don't, and captions that don't occur in it. By chance it is 0.004. CPU seconds a
 whole run, checks of the data and scores included; seconds are the machine's own.
 
 Usage:
-    python benchmarks/glyph_captions.py                                # 20 minutes on 2 cores
+    python benchmarks/glyph_captions.py
     OMP_NUM_THREADS=1 python benchmarks/glyph_captions.py --towers pretrained
 """
 
