@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
-from torch.nn import functional
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from hfft.class_scores import draw_confusion, scores_by_class
-from hfft.contrastive.embeddings import Embeddings, check_towers, embed_texts, scale_and_bias
+from hfft.contrastive.embeddings import Embeddings, check_towers, embed_texts, scale_and_bias, unit
 from hfft.contrastive.logits import loss_of_logits
 from hfft.contrastive.losses import contrastive_loss
 from hfft.contrastive.processor import PairProcessor
@@ -293,9 +292,7 @@ class ContrastiveTask(Task):
 
     def reduce(self, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return both towers' embeddings, (B, D)."""
-        found = outputs[f"{self.other}_embeds"], outputs["text_embeds"]
-        one, text = (functional.normalize(each.float(), dim=-1) for each in found)
-        return one, text
+        return unit(outputs[f"{self.other}_embeds"]), unit(outputs["text_embeds"])
 
     def reference(self, model: Any, split: Split) -> Reference:
         """Return the model's scale and, of data with classes, what it embeds them as."""
@@ -384,8 +381,7 @@ class ContrastiveTask(Task):
                 )
             given = self.stack([prepare(value[self.other])])
             inputs = {name.removeprefix(f"{self.other}_"): one for name, one in given.items()}
-            output = getattr(model, f"get_{self.other}_features")(**inputs)
-            one = functional.normalize(getattr(output, "pooler_output", output), dim=-1)
+            one = unit(getattr(model, f"get_{self.other}_features")(**inputs))
             scale, bias = scale_and_bias(model)
             logits = (one @ embedded(prompts).T)[0] * scale
             scores = logits.softmax(0) if bias is None else (logits + bias).sigmoid()

@@ -11,7 +11,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hfft import registry
 from hfft.config import Config, Stage
-from hfft.contrastive_task import ContrastiveTask
 from hfft.data import LoadedData, load_data, load_scored
 from hfft.encoding import Encoder, Examples
 from hfft.errors import InputError
@@ -129,11 +128,10 @@ def read_scored(config: Config, scored: TaskConfig, data: DataConfig, place: str
         InputError: with the problems of data and model together.
     """
     task = make_task(scored)
-    # what a contrastive model was last tuned on says nothing of the classes it can be asked for
-    known = not isinstance(task, ContrastiveTask)
 
     def load() -> LoadedData:
-        names = task.labels_of(read_model_config(config.model)) if known else ()
+        # what the source was last tuned on says nothing of open classes
+        names = () if task.open_classes else task.labels_of(read_model_config(config.model))
         return load_scored(data, task.needs, names)
 
     try:

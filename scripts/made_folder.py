@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,6 +13,30 @@ NOTE = "about.json"
 
 Note = Mapping[str, object]
 Counts = Mapping[str, int]
+
+
+def make_and_tell(out_dir: Path, note: Note, write: Callable[[Path], Counts]) -> int:
+    """Make a data set as a script's work, and say on standard error what came of it.
+
+    Args:
+        out_dir: The folder to make, as the user named it.
+        note: As for ``make_folder``.
+        write: As for ``make_folder``; a ValueError is the user's to read.
+
+    Returns:
+        The script's exit status.
+    """
+    try:
+        counts = make_folder(out_dir.resolve(), note, write)
+    except (FileExistsError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if counts is None:
+        print(f"{out_dir} is up to date", file=sys.stderr)
+    else:
+        summary = ", ".join(f"{count} {split}" for split, count in counts.items())
+        print(f"wrote {out_dir}: {summary}", file=sys.stderr)
+    return 0
 
 
 def make_folder(folder: Path, note: Note, write: Callable[[Path], Counts]) -> Counts | None:

@@ -20,14 +20,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from made_folder import make_folder
+from made_folder import make_and_tell
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -203,19 +202,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script and return its exit status."""
     options = parse_arguments(arguments)
     recipe = Recipe(per_class=options.per_class, jitter=options.jitter, seed=options.seed)
-    try:
-        counts = make_folder(
-            options.out_dir.resolve(), about(recipe), lambda folder: write_folder(folder, recipe)
-        )
-    except (FileExistsError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if counts is None:
-        print(f"{options.out_dir} is up to date", file=sys.stderr)
-    else:
-        summary = ", ".join(f"{count} {split}" for split, count in counts.items())
-        print(f"wrote {options.out_dir}: {summary}", file=sys.stderr)
-    return 0
+    return make_and_tell(
+        options.out_dir, about(recipe), lambda folder: write_folder(folder, recipe)
+    )
 
 
 if __name__ == "__main__":

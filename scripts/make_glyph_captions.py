@@ -34,7 +34,6 @@ import argparse
 import hashlib
 import io
 import random
-import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,7 +52,7 @@ from glyph_images import (
     maker_of,
     read_font,
 )
-from made_folder import Counts, make_folder
+from made_folder import Counts, make_and_tell
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
@@ -339,21 +338,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     disable_progress_bars()
     paths = find_fonts(options.fonts, BUNDLED)
-    try:
-        counts = make_folder(
-            options.out_dir.resolve(),
-            about(paths, options.seed),
-            lambda folder: write_folder(folder, paths, options.seed),
-        )
-    except (FileExistsError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if counts is None:
-        print(f"{options.out_dir} is up to date", file=sys.stderr)
-    else:
-        summary = ", ".join(f"{count} {split}" for split, count in counts.items())
-        print(f"wrote {options.out_dir}: {summary}", file=sys.stderr)
-    return 0
+    return make_and_tell(
+        options.out_dir,
+        about(paths, options.seed),
+        lambda folder: write_folder(folder, paths, options.seed),
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import io
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 from datasets import Audio, Dataset, disable_progress_bars
-from made_folder import Counts, make_folder
+from made_folder import Counts, make_and_tell
 from scipy.signal import resample_poly
 
 WORDS = (
@@ -180,16 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     recipe = Recipe(voices=options.voices, seed=options.seed)
     note = {"source": "espeakng-loader", "words": list(WORDS), **asdict(recipe)}
-    try:
-        counts = make_folder(
-            options.out_dir.resolve(), note, lambda folder: write_folder(folder, recipe)
-        )
-    except (FileExistsError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    said = "is up to date" if counts is None else ", ".join(f"{n} {s}" for s, n in counts.items())
-    print(f"{options.out_dir}: {said}", file=sys.stderr)
-    return 0
+    return make_and_tell(options.out_dir, note, lambda folder: write_folder(folder, recipe))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from .pair_models import (
     write_pairs,
 )
 from .runs import largest_difference, losses, metrics, same_weights
-from .test_processes import ROOT, accelerate, kill_when, run
+from .test_processes import accelerate, kill_when, run, train_on_two
 
 pytestmark = pytest.mark.slow
 
@@ -107,14 +107,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folder of each run, of which one launch has made `two`, on two processes."""
     found = {name: tmp_path_factory.mktemp("run") for name in RUNS}
     configs = {name: write_run(folder, name) for name, folder in found.items()}
-    todo = tmp_path_factory.mktemp("todo") / "runs.json"
-    todo.write_text(
-        json.dumps([[str(c), f"output_dir={c.parent / 'two'}"] for c in configs.values()])
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_DATASETS_CACHE", str(todo.parent / "cache"))
-        patch.setenv("HFFT_CACHE", str(todo.parent / "features"))
-        run(accelerate(ROOT / "tests" / "many_launch.py", todo))
+    commands = [[str(c), f"output_dir={c.parent / 'two'}"] for c in configs.values()]
+    train_on_two(commands, tmp_path_factory.mktemp("todo"))
     return found
 
 

@@ -37,6 +37,21 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def train_on_two(commands: list[list[str]], folder: Path) -> None:
+    """Run `hfft train` with the arguments of each, in one launch of two processes.
+
+    Args:
+        commands: a config and overrides each.
+        folder: for what the launch needs, caches of its own among it.
+    """
+    todo = folder / "runs.json"
+    todo.write_text(json.dumps(commands))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+        patch.setenv("HFFT_CACHE", str(folder / "features"))
+        run(accelerate(ROOT / "tests" / "many_launch.py", todo))
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 

@@ -24,7 +24,7 @@ from hfft.source import load_weights
 
 from . import pair_models, runs
 from .runs import metrics, same_weights
-from .test_processes import ROOT, accelerate, run
+from .test_processes import train_on_two
 from .test_run import kill
 from .text_runs import bert_folder, write_config, write_corpus, write_texts
 
@@ -374,8 +374,7 @@ def test_two_processes_score_before_and_after_as_one(
         [str(config), f"output_dir={config.parent / 'two'}", given, f"{size}={of_step // 2}"]
         for config, of_step in made.items()
     ]
-    (tmp_path / "runs.json").write_text(json.dumps(commands))
-    run(accelerate(ROOT / "tests" / "many_launch.py", tmp_path / "runs.json"))
+    train_on_two(commands, tmp_path)
     for config, of_step in made.items():
         hfft.train(config, [given, f"{size}={of_step}"])
         environment = json.loads((config.parent / "two" / "environment.json").read_text())

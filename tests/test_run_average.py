@@ -31,7 +31,7 @@ from . import pair_models
 from .runs import metrics, same_weights, weights
 from .runs import write_config as write_images
 from .task_runs import CASES, write_case
-from .test_processes import ROOT, accelerate, run
+from .test_processes import train_on_two
 from .test_run import kill
 from .text_runs import bert_folder, write_config, write_texts
 
@@ -523,9 +523,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, bert: Path, texts: Path) -> di
         config = of_texts(folder, bert, texts, **sections)
         halved = "training.per_device_train_batch_size=4"
         commands.append([str(config), f"output_dir={folder / 'two'}", halved])
-    listed = tmp_path_factory.mktemp("list") / "runs.json"
-    listed.write_text(json.dumps(commands), encoding="utf-8")
-    run(accelerate(ROOT / "tests" / "many_launch.py", listed))
+    train_on_two(commands, tmp_path_factory.mktemp("list"))
     for name in names:
         hfft.train(found[name] / "run.yaml")
     return found

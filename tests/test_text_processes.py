@@ -13,7 +13,7 @@ import hfft
 
 from .runs import largest_difference, losses, metrics, same_weights
 from .task_runs import CASES, Case, long_bert_folder, write_case
-from .test_processes import ROOT, accelerate, kill_when, run
+from .test_processes import accelerate, kill_when, run, train_on_two
 
 pytestmark = pytest.mark.slow
 
@@ -80,12 +80,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = found["adapted"] = tmp_path_factory.mktemp("run")
     config = write_case(case("single label"), folder, **ADAPTED)
     commands.append([str(config), f"output_dir={folder / 'two'}", halved(ADAPTED)])
-    todo = tmp_path_factory.mktemp("todo") / "runs.json"
-    todo.write_text(json.dumps(commands))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_DATASETS_CACHE", str(todo.parent / "cache"))
-        patch.setenv("HFFT_CACHE", str(todo.parent / "features"))
-        run(accelerate(ROOT / "tests" / "many_launch.py", todo))
+    train_on_two(commands, tmp_path_factory.mktemp("todo"))
     return found
 
 

@@ -18,7 +18,7 @@ from hfft.plan import make_plan
 
 from . import pair_models
 from .runs import largest_difference, metrics, same_weights, weights
-from .test_processes import ROOT, accelerate, run
+from .test_processes import train_on_two
 from .test_retention import zero_shot_accuracy
 from .test_run import kill
 
@@ -258,8 +258,7 @@ def test_two_processes_equal_one(tmp_path: Path, clip: Path, colours: Path) -> N
     sgd = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0}
     config = config_of(tmp_path, clip, colours, strategy="lp_ft", training=sgd)
     half = ["training.per_device_train_batch_size=3", f"output_dir={tmp_path / 'two'}"]
-    (tmp_path / "runs.json").write_text(json.dumps([[str(config), *half]]))
-    run(accelerate(ROOT / "tests" / "many_launch.py", tmp_path / "runs.json"))
+    train_on_two([[str(config), *half]], tmp_path)
     hfft.train(config)
     environment = json.loads((tmp_path / "two" / "environment.json").read_text())
     assert environment["num_processes"] == 2

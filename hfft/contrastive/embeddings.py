@@ -38,10 +38,13 @@ class Embeddings:
             model: that they are of, unwrapped.
             other: what the tower beside the text tower reads: image, audio.
         """
-        found = outputs[f"{other}_embeds"], outputs["text_embeds"]
-        unit = [functional.normalize(one.float(), dim=-1) for one in found]
         scale, bias = scale_and_bias(model)
-        return cls(unit[0], unit[1], scale, bias)
+        return cls(unit(outputs[f"{other}_embeds"]), unit(outputs["text_embeds"]), scale, bias)
+
+
+def unit(found: Any) -> Tensor:
+    """Return embeddings (B, D) at length 1, in float32: of a tensor, or what a tower pools to."""
+    return functional.normalize(getattr(found, "pooler_output", found).float(), dim=-1)
 
 
 def scale_and_bias(model: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -96,9 +99,8 @@ def embed_texts(
     try:
         found = []
         for batch in batches:
-            output = model.get_text_features(**{n: v.to(device) for n, v in batch.items()})
-            pooled = getattr(output, "pooler_output", output)
-            found.append(functional.normalize(pooled.float(), dim=-1))
+            inputs = {name: value.to(device) for name, value in batch.items()}
+            found.append(unit(model.get_text_features(**inputs)))
         return torch.cat(found)
     finally:
         for module, training in mode.items():
